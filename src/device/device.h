@@ -1,0 +1,153 @@
+/* device.h - the one table that every device fills: memory, ordering, movement.
+ *
+ * A device is an address space backed by physical chunks. host and cuda are real; faulty wraps
+ * either and fails the Nth call; sim is single-threaded, with a virtual clock and a seeded order of
+ * completion. One conformance suite holds them all to the words below.
+ *
+ * Addresses (pllm_va) are integers. On a device whose memory the CPU can read (host, sim) an
+ * address converts to a pointer by host_view; elsewhere host_view gives NULL.
+ *
+ * Threads: memory calls and opens are safe from many threads. A stream or event takes one caller
+ * at a time. Work on a stream runs in order; nothing orders two streams but events.
+ *
+ * Errors: every call that returns int returns a pllm status. ENODEVMEM (no error record is
+ * written) where physical memory or a configured capacity has run out; EDEVICE where the device
+ * failed, with its own code in native. An asynchronous failure is reported by the wait, sync or
+ * query that follows it on the same stream, and sticks to events recorded after it. */
+#ifndef PLLM_DEVICE_DEVICE_H
+#define PLLM_DEVICE_DEVICE_H
+
+#include <stdint.h>
+#include "base/context.h"
+
+typedef struct pllm_device pllm_device;
+typedef struct pllm_chunk pllm_chunk;   /* physical memory, a whole number of granules */
+typedef struct pllm_stream pllm_stream; /* a queue of copies and fills, run in order */
+typedef struct pllm_event pllm_event;   /* a point in a stream's past or future */
+typedef uint64_t pllm_va;
+
+typedef struct pllm_copy {
+    pllm_va to, from; /* device addresses, or pointers into host_alloc memory as integers */
+    uint64_t bytes;
+} pllm_copy;
+
+typedef enum pllm_copy_kind {
+    PLLM_COPY_IN = 0,     /* host memory to device: over the link */
+    PLLM_COPY_OUT = 1,    /* device to host memory: over the link */
+    PLLM_COPY_WITHIN = 2, /* device to device: not over the link */
+} pllm_copy_kind;
+
+typedef struct pllm_device_info {
+    char name[64], uuid[48];
+    uint64_t total_bytes, free_bytes; /* physical memory this device can still give is free_bytes */
+    uint64_t granularity_bytes;       /* of reserve, chunks and map; a power of two */
+    uint64_t chunk_bytes;             /* what the device likes best for chunks */
+    double link_bytes_per_second;     /* simulated link; 0: none, copies run at memory speed */
+} pllm_device_info;
+
+typedef struct pllm_device_ops {
+    const char *name; /* "host", "cuda", "sim"; faulty answers with what it wraps */
+    void (*close)(pllm_device *device); /* everything opened from it is already closed */
+    int (*info)(pllm_device *device, pllm_device_info *info_out);
+
+    /* Address space. bytes: a multiple of the granularity. Errors: EINVAL, ENOMEM, EDEVICE. */
+    int (*reserve)(pllm_device *device, uint64_t bytes, pllm_va *va_out);
+    void (*release)(pllm_device *device, pllm_va va, uint64_t bytes); /* nothing mapped in it */
+
+    /* Physical memory. New chunks read as zero bytes. Errors: EINVAL, ENOMEM, ENODEVMEM, EDEVICE.
+     */
+    int (*chunk_create)(pllm_device *device, uint64_t bytes, pllm_chunk **chunk_out);
+    void (*chunk_destroy)(pllm_device *device,
+                          pllm_chunk *chunk); /* mapped nowhere; NULL is fine */
+    /* Backs [va, va + chunk bytes) with the chunk, readable and writable. va lies in a reservation,
+     * aligned to the granularity, and is not mapped. Errors: EINVAL, EDEVICE; then nothing changed.
+     */
+    int (*map)(pllm_device *device, pllm_va va, pllm_chunk *chunk);
+    /* Takes the backing of one mapped chunk away; no work that touches it may be in flight.
+     * A later touch of the range faults. Cannot fail. */
+    void (*unmap)(pllm_device *device, pllm_va va, pllm_chunk *chunk);
+    /* A file descriptor that another process (or import here) can map. Caller closes it. */
+    int (*chunk_export)(pllm_device *device, pllm_chunk *chunk, int *fd_out);
+    int (*chunk_import)(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out);
+
+    /* Host memory that copies reach at full speed (pinned, where the device cares); zeroed.
+     * Errors: ENOMEM. */
+    int (*host_alloc)(pllm_device *device, uint64_t bytes, void **pointer_out);
+    void (*host_free)(pllm_device *device, void *pointer, uint64_t bytes);
+    void *(*host_view)(pllm_device *device, pllm_va va); /* NULL: the CPU cannot read it */
+
+    /* Ordering. Closing a stream first lets its work finish. */
+    int (*stream_open)(pllm_device *device, pllm_stream **stream_out);
+    void (*stream_close)(pllm_device *device, pllm_stream *stream); /* NULL is fine */
+    int (*event_open)(pllm_device *device, pllm_event **event_out);
+    void (*event_close)(pllm_device *device, pllm_event *event); /* not pending; NULL is fine */
+    /* The event now stands for all work submitted to the stream so far. */
+    int (*event_record)(pllm_device *device, pllm_event *event, pllm_stream *stream);
+    /* 1: done (or never recorded), 0: not yet, negative: the work failed. */
+    int (*event_query)(pllm_device *device, pllm_event *event);
+    /* Waits on the CPU at most timeout_ns. OK, ETIMEDOUT, or the work's failure. On sim, waiting is
+     * what moves the clock. */
+    int (*event_wait)(pllm_device *device, pllm_event *event, uint64_t timeout_ns);
+    /* Later work on the stream starts only after the event. */
+    int (*stream_wait)(pllm_device *device, pllm_stream *stream, pllm_event *event);
+    int (*stream_sync)(pllm_device *device, pllm_stream *stream);
+
+    /* Movement: submits and returns. Ranges may not overlap within a call. A call that returns an
+     * error has submitted nothing. */
+    int (*copy)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
+                const pllm_copy *copy);
+    int (*copy_batch)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
+                      const pllm_copy *copies, uint32_t copy_count);
+    int (*fill)(pllm_device *device, pllm_stream *stream, pllm_va va, uint64_t bytes,
+                uint8_t value);
+
+    uint64_t (*now_ns)(pllm_device *device); /* monotonic; virtual on sim */
+} pllm_device_ops;
+
+struct pllm_device { /* first member of every device */
+    const pllm_device_ops *ops;
+    const pllm_context *context;
+};
+
+/* The host device: an arena of memfd chunks, one worker thread a stream. */
+typedef struct pllm_host_device_options {
+    uint32_t struct_bytes;
+    uint64_t capacity_bytes;      /* of chunks in all; 0 or UINT64_MAX: what the machine has */
+    uint64_t granularity_bytes;   /* power of two >= 64 KiB; 0: 64 KiB */
+    uint64_t chunk_bytes;         /* preferred; 0: 2 MiB */
+    double link_bytes_per_second; /* IN and OUT copies take at least bytes / this, each direction
+                                     on its own; 0: no simulated link */
+    uint64_t link_latency_ns;     /* added to each IN or OUT copy call */
+} pllm_host_device_options;
+int pllm_device_open_host(const pllm_context *context, const pllm_host_device_options *options,
+                          pllm_device **device_out);
+
+/* sim: nothing happens until something waits or polls (event_query and event_wait advance the
+ * clock to the next completion, chosen by the seed). Copies really move bytes, at completion. */
+typedef struct pllm_sim_device_options {
+    uint32_t struct_bytes;
+    uint64_t seed, capacity_bytes, granularity_bytes, chunk_bytes;
+    uint64_t latency_ns_max; /* each operation takes a seeded time up to this */
+} pllm_sim_device_options;
+int pllm_device_open_sim(const pllm_context *context, const pllm_sim_device_options *options,
+                         pllm_device **device_out);
+
+/* faulty: passes calls to inner (borrowed) and fails call number fail_at (0-based, counted over
+ * every fallible call) once, or every call from it on when persistent. Asynchronous failures: a
+ * failed copy may also be submitted and reported by its event when fail_async is set. */
+typedef struct pllm_faulty_device_options {
+    uint32_t struct_bytes;
+    uint64_t fail_at; /* UINT64_MAX: never */
+    uint32_t persistent, fail_async;
+} pllm_faulty_device_options;
+int pllm_device_open_faulty(const pllm_context *context, pllm_device *inner,
+                            const pllm_faulty_device_options *options, pllm_device **device_out);
+uint64_t pllm_faulty_device_calls(const pllm_device *device); /* fallible calls seen */
+int64_t pllm_faulty_device_live(const pllm_device *device);   /* opened minus closed, all kinds */
+
+static inline void pllm_device_close(pllm_device *device)
+{
+    if (device) device->ops->close(device);
+}
+
+#endif

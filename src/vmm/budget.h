@@ -1,0 +1,38 @@
+/* budget.h - how much physical device memory the parts of one process may take.
+ *
+ * A budget has one hard limit. Members (regions, workspaces) each have a guaranteed minimum, which
+ * the others cannot take, and a limit of their own; all can change while running. Charging is
+ * all-or-nothing and never blocks: no room is PLLM_ENODEVMEM, and the caller evicts and retries.
+ * Lowering a limit below what is charged never fails: the member is then over, and every further
+ * charge is refused until it has given back (pllm_budget_excess says how much).
+ * The seam for budgets across processes: a ledger would stand behind charge and credit.
+ * Threads: safe from many threads. */
+#ifndef PLLM_VMM_BUDGET_H
+#define PLLM_VMM_BUDGET_H
+
+#include "device/device.h"
+
+typedef struct pllm_budget pllm_budget;
+typedef struct pllm_budget_member pllm_budget_member;
+
+int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_budget **budget_out);
+void pllm_budget_close(pllm_budget *budget); /* every member has left */
+/* EINVAL if minimum > limit; ENODEVMEM if the minimums together pass the budget's limit. */
+int pllm_budget_join(pllm_budget *budget, const char *name, uint64_t minimum_bytes,
+                     uint64_t limit_bytes, pllm_budget_member **member_out);
+void pllm_budget_leave(pllm_budget_member *member); /* nothing charged; NULL is fine */
+int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes); /* OK or ENODEVMEM */
+void pllm_budget_credit(pllm_budget_member *member, uint64_t bytes);
+/* Live changes: OK, EINVAL, or ENODEVMEM as for join. */
+int pllm_budget_set_limit(pllm_budget *budget, uint64_t limit_bytes);
+int pllm_budget_member_set(pllm_budget_member *member, uint64_t minimum_bytes,
+                           uint64_t limit_bytes);
+uint64_t pllm_budget_excess(const pllm_budget_member *member); /* bytes this member should return */
+uint64_t pllm_budget_charged(const pllm_budget_member *member);
+typedef struct pllm_budget_stats {
+    uint64_t limit_bytes, charged_bytes, peak_bytes, refused_count;
+    uint32_t member_count;
+} pllm_budget_stats;
+void pllm_budget_stats_get(const pllm_budget *budget, pllm_budget_stats *stats_out);
+
+#endif

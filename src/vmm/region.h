@@ -1,0 +1,58 @@
+/* region.h - reserved address space, backed chunk by chunk.
+ *
+ * A region reserves page_max pages of chunk_bytes at once and backs any of them on demand with
+ * chunks charged to a budget member. Mapping a range is all or nothing. Unmapped chunks are kept
+ * (up to kept_max) and mapped again, since creating and first touching are what cost; kept chunks
+ * stay charged until trimmed. Unmapping may be fenced by an event: the chunk leaves the address
+ * range only after the event is done (pllm_region_settle, called when idle), and until then its
+ * pages can't be mapped again.
+ * Threads: one caller at a time per region. */
+#ifndef PLLM_VMM_REGION_H
+#define PLLM_VMM_REGION_H
+
+#include "vmm/budget.h"
+
+typedef struct pllm_region pllm_region;
+typedef struct pllm_region_options {
+    uint32_t struct_bytes;
+    uint32_t page_max;      /* pages of chunk_bytes reserved */
+    uint64_t chunk_bytes;   /* multiple of the device's granularity; 0: the device's preference */
+    uint32_t kept_max;      /* chunks kept for re-mapping */
+    uint32_t zero_on_reuse; /* kept chunks are filled with zero before they are mapped again */
+} pllm_region_options;
+
+/* Borrows device and member (both outlive the region); the member is used by this region alone.
+ * Errors: EINVAL, ENOMEM, EDEVICE; then *region_out is NULL. */
+int pllm_region_open(const pllm_context *context, pllm_device *device, pllm_budget_member *member,
+                     const pllm_region_options *options, pllm_region **region_out);
+void pllm_region_close(pllm_region *region); /* waits for fences, unmaps all; NULL is fine */
+/* Backs pages [page_first, page_first + page_count): all or none; pages already backed are kept as
+ * they are. Errors: EINVAL (outside the region), ENODEVMEM (bare), EBUSY (a fenced page is not yet
+ * free), ENOMEM, EDEVICE. */
+int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_count);
+/* Takes the backing away, now (fence NULL) or once the fence is done. The event is borrowed until
+ * then. Pages without backing are skipped. */
+int pllm_region_unmap(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                      pllm_event *fence);
+uint32_t pllm_region_settle(
+    pllm_region *region); /* finishes due unmappings; returns those pending */
+uint64_t pllm_region_trim(pllm_region *region,
+                          uint32_t kept_max); /* destroys kept chunks; bytes freed */
+int pllm_region_is_mapped(const pllm_region *region, uint32_t page);
+pllm_va pllm_region_base(const pllm_region *region);
+uint64_t pllm_region_chunk_bytes(const pllm_region *region);
+typedef struct pllm_region_stats {
+    uint32_t mapped_count, kept_count, fenced_count, mapped_peak;
+    uint64_t map_calls, reused_chunks, created_chunks;
+} pllm_region_stats;
+void pllm_region_stats_get(const pllm_region *region, pllm_region_stats *stats_out);
+
+/* A workspace: one mapped block of at least bytes, charged to its own member of the budget. */
+typedef struct pllm_workspace pllm_workspace;
+int pllm_workspace_open(const pllm_context *context, pllm_device *device, pllm_budget *budget,
+                        const char *name, uint64_t bytes, pllm_workspace **workspace_out);
+void pllm_workspace_close(pllm_workspace *workspace); /* NULL is fine */
+pllm_va pllm_workspace_va(const pllm_workspace *workspace);
+uint64_t pllm_workspace_bytes(const pllm_workspace *workspace);
+
+#endif
