@@ -1,23 +1,66 @@
 # The commands people type. Everything real is in CMake (CMakePresets.json) and scripts/.
-MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
+#   MODEL=path          another model for `make demo` and `make bench`
+#   PREFIX=, DESTDIR=   where `make install` puts things
+#   CMAKE_ARGS=         passed to cmake, as in CMAKE_ARGS=-DPLLM_WERROR=ON
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+export MODEL
 
-.PHONY: help build model demo test bench sanitize fuzz mutants install format clean
+.PHONY: help build model demo test bench sanitize fuzz mutants install format check clean
+
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 build: ## the program, at build/release/pagedllm
 	@scripts/bootstrap.sh build
-	@cmake --preset release $(CMAKE_ARGS) >/dev/null
-	@cmake --build --preset release -j $$(nproc)
+	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF $(CMAKE_ARGS)
+
+model: ## models/SmolLM2-135M-Instruct.Q4_1.gguf, the model of the demo and the tests
+	@scripts/model.sh
+
+demo: ## a real model answers twice, unlimited and with a tenth of the memory: the same bits
+	@scripts/bootstrap.sh demo
+	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF $(CMAKE_ARGS)
+	@scripts/demo.sh
 
 test: ## every test that needs no GPU
 	@scripts/bootstrap.sh test
-	@cmake --preset release $(CMAKE_ARGS) >/dev/null
-	@cmake --build --preset release -j $$(nproc)
-	@ctest --test-dir build/release --output-on-failure
+	@MODEL= scripts/model.sh >/dev/null
+	@scripts/build.sh release $(CMAKE_ARGS)
+	@ctest --test-dir build/release --output-on-failure --no-tests=error -j $(JOBS)
+
+bench: ## the whole benchmarks, into bench/results/ (many minutes)
+	@scripts/bootstrap.sh test
+	@scripts/model.sh >/dev/null
+	@scripts/build.sh release $(CMAKE_ARGS)
+	@scripts/bench.sh
+
+sanitize: ## the tests under address, undefined-behaviour and thread sanitizers
+	@scripts/bootstrap.sh test
+	@scripts/sanitize.sh asan
+	@scripts/sanitize.sh tsan
+
+fuzz: ## a bounded run of every fuzz target (SECONDS=n for each)
+	@scripts/bootstrap.sh check
+	@scripts/fuzz.sh
+
+mutants: ## breaks the code in known ways; each must be caught by its named test
+	@scripts/bootstrap.sh test
+	@scripts/mutants.sh
+
+install: build ## the program, library, headers and pkg-config file under PREFIX (and DESTDIR)
+	@cmake --preset release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset release -j $(JOBS) >/dev/null
+	@DESTDIR=$(DESTDIR) cmake --install build/release
 
 format: ## clang-format over the tree
-	@git ls-files '*.c' '*.h' | xargs clang-format -i
+	@scripts/check/format.sh --fix
+
+check: ## format, layers, exported symbols, headers, READMEs, file sizes
+	@scripts/bootstrap.sh check
+	@scripts/build.sh release $(CMAKE_ARGS)
+	@scripts/check/format.sh
+	@ctest --test-dir build/release -L check --output-on-failure --no-tests=error
 
 clean: ## removes build/
 	rm -rf build

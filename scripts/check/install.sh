@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs into a scratch prefix, and builds and runs examples/ against what lies there, as a user
+# of the library would: through pkg-config, with nothing of the source tree in sight.
+set -eu
+cd "$(dirname "$0")/../.."
+root=$PWD
+prefix=$root/build/installed
+rm -rf "$prefix" build/examples
+cmake --preset release -DCMAKE_INSTALL_PREFIX="$prefix" >/dev/null
+cmake --build --preset release -j "$(nproc)" >/dev/null
+DESTDIR="" cmake --install build/release
+
+PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name pagedllm.pc)")
+LD_LIBRARY_PATH=$(pkg-config --with-path="$PKG_CONFIG_PATH" --variable=libdir pagedllm)
+export PKG_CONFIG_PATH LD_LIBRARY_PATH
+test -e "$LD_LIBRARY_PATH/libpagedllm.so.0" || { echo "libpagedllm.so.0 was not installed" >&2; exit 1; }
+
+# A copy elsewhere: an include that only works beside src/ fails here.
+mkdir -p build/examples
+cp examples/* build/examples
+make -C build/examples check MODEL="$root/models/SmolLM2-135M-Instruct.Q4_1.gguf" \
+    CFLAGS="-O2 -Wall -Wextra -Werror"
