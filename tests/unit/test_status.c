@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 #include "base/context.h"
@@ -32,6 +33,21 @@ static void record_may_quote_itself_and_is_cut_between_characters(void **state)
     assert_int_equal(strlen(pllm_last_error()->text), 1022);
 }
 
+/* Memory as it comes back from use: not clear. */
+static void *dirty_allocate(void *user, uint64_t bytes, uint64_t alignment)
+{
+    (void)user;
+    void *pointer = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    if (pointer) memset(pointer, 0xa5, bytes);
+    return pointer;
+}
+
+static void plain_release(void *user, void *pointer)
+{
+    (void)user;
+    free(pointer);
+}
+
 static void context_checks_its_options(void **state)
 {
     (void)state;
@@ -42,8 +58,11 @@ static void context_checks_its_options(void **state)
     options.struct_bytes = sizeof options;
     options.log_level = 9;
     assert_int_equal(pllm_context_open(&options, &context), PLLM_EINVAL);
-    assert_int_equal(pllm_context_open(NULL, &context), PLLM_OK);
-    assert_null(pllm_alloc_array(context, UINT64_MAX, 2));
+    options = (pllm_context_options){.struct_bytes = sizeof options, .allocate = dirty_allocate};
+    assert_int_equal(pllm_context_open(&options, &context), PLLM_EINVAL);
+    options.release = plain_release;
+    assert_int_equal(pllm_context_open(&options, &context), PLLM_OK);
+    assert_null(pllm_alloc_array(context, UINT64_MAX / 2 + 2, 2)); /* 2 bytes, were it to wrap */
     unsigned char *bytes = pllm_alloc(context, 100);
     assert_int_equal((uintptr_t)bytes % 64, 0);
     for (int i = 0; i < 100; i++) assert_int_equal(bytes[i], 0);
