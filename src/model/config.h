@@ -1,0 +1,14 @@
+/* config.h - hyperparameters out of config.json or GGUF metadata, in one struct and checked. */
+#ifndef PLLM_MODEL_CONFIG_H
+#define PLLM_MODEL_CONFIG_H
+
+#include "model/gguf.h"
+#include "model/model.h"
+
+/* The text of a config.json, old style (rope_theta, rope_scaling) or new (rope_parameters).
+ * Errors: ECORRUPT (no JSON), EINVAL (missing or nonsense value), EUNSUPPORTED, ENOMEM. */
+int pllm_config_parse(const char *file, const void *text, uint64_t bytes, pllm_model_shape *shape);
+/* The same from GGUF metadata. vocab_size may stay 0: the embedding's rows then decide. */
+int pllm_config_from_gguf(const pllm_gguf *gguf, pllm_model_shape *shape);
+
+#endif
