@@ -21,7 +21,7 @@ model: ## models/SmolLM2-135M-Instruct.Q4_1.gguf, the model of the demo and the 
 demo: ## a real model answers twice, unlimited and with a tenth of the memory: the same bits
 	@scripts/bootstrap.sh demo
 	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF $(CMAKE_ARGS)
-	@scripts/demo.sh
+	@scripts/demo.py
 
 test: ## every test that needs no GPU
 	@scripts/bootstrap.sh test
