@@ -6,29 +6,53 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/elementwise.h"
 
-static const pllm_kernels reference = {
-    .name = "reference",
-    .pack = pllm_pack,
-    .unpack_row = pllm_unpack_row,
-    .prepare = pllm_prepare_reference,
-    .product = pllm_product_reference,
-    .rms_norm = pllm_rms_norm_reference,
-    .rotary = pllm_rotary_reference,
-    .swiglu = pllm_swiglu_reference,
-    .add = pllm_add_reference,
-    .softmax = pllm_softmax_reference,
-    .dot = pllm_dot_reference,
-};
+#define VERSION(version)                     \
+    static const pllm_kernels version = {    \
+        .name = #version,                    \
+        .pack = pllm_pack,                   \
+        .unpack_row = pllm_unpack_row,       \
+        .prepare = pllm_prepare_##version,   \
+        .product = pllm_product_##version,   \
+        .rms_norm = pllm_rms_norm_##version, \
+        .rotary = pllm_rotary_##version,     \
+        .swiglu = pllm_swiglu_##version,     \
+        .add = pllm_add_##version,           \
+        .softmax = pllm_softmax_##version,   \
+        .dot = pllm_dot_##version,           \
+    }
 
-/* In order of speed. */
+VERSION(reference);
+#if defined(__x86_64__)
+VERSION(avx2);
+VERSION(avx512);
+
+static int cpu_has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+}
+
+/* Zen 4 and later, Sapphire Rapids and later: the files are compiled for all of these. */
+static int cpu_has_avx512(void)
+{
+    return cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
+enum { VERSION_COUNT = 3 };
+
+/* Fastest first; NULL where this CPU, or this build, lacks it. */
 static const pllm_kernels *version_at(int index)
 {
-    switch (index) {
-    case 0:
-        return &reference;
-    default:
-        return NULL;
-    }
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (index == 0) return cpu_has_avx512() ? &avx512 : NULL;
+    if (index == 1) return cpu_has_avx2() ? &avx2 : NULL;
+#endif
+    return index == VERSION_COUNT - 1 ? &reference : NULL;
 }
 
 const pllm_kernels *pllm_kernels_best(void)
@@ -39,7 +63,7 @@ const pllm_kernels *pllm_kernels_best(void)
 
 const pllm_kernels *pllm_kernels_by_name(const char *name)
 {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < VERSION_COUNT; i++) {
         const pllm_kernels *kernels = version_at(i);
         if (kernels && strcmp(kernels->name, name) == 0) return kernels;
     }

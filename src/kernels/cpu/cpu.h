@@ -3,6 +3,8 @@
 #ifndef PLLM_KERNELS_CPU_CPU_H
 #define PLLM_KERNELS_CPU_CPU_H
 
+#include <math.h>
+#include <string.h>
 #include "kernels/kernels.h"
 
 /* pack.c: moving bytes is the same everywhere. */
@@ -23,6 +25,24 @@ PLLM_LINEAR(reference)
 PLLM_LINEAR(avx2)
 PLLM_LINEAR(avx512)
 #undef PLLM_LINEAR
+
+/* The scale of a group and what x is multiplied by, from the bits of the largest |x|: as integers
+ * NaN > infinity > any number. inverse is 0 where every a is 0. */
+typedef struct pllm_group_scale {
+    float scale, inverse;
+} pllm_group_scale;
+
+static inline pllm_group_scale pllm_group_scale_of(uint32_t largest_bits)
+{
+    pllm_group_scale none = {0.0f, 0.0f}, bad = {NAN, 0.0f};
+    float largest;
+    memcpy(&largest, &largest_bits, sizeof largest);
+    if (largest_bits >= 0x7f800000) return bad;
+    if (largest < 0x1p-100f) return none; /* the inverse would overflow */
+    pllm_group_scale scale = {largest / (float)PLLM_ACTIVATION_MAX,
+                              (float)PLLM_ACTIVATION_MAX / largest};
+    return scale;
+}
 
 static inline const uint8_t *panel_at(const pllm_linear *linear, uint32_t panel)
 {

@@ -11,32 +11,22 @@ enum { ROWS = PLLM_PANEL_ROWS };
 static void prepare_group(pllm_activations *activations, uint64_t index, const float *x)
 {
     int16_t *a = (int16_t *)(activations->quantised + index * 64);
-    uint32_t largest_bits = 0; /* of |x|: as integers, NaN > infinity > any number */
+    uint32_t largest_bits = 0;
     for (uint32_t i = 0; i < PLLM_GROUP; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, sizeof bits);
         bits &= 0x7fffffff;
         if (bits > largest_bits) largest_bits = bits;
     }
-    float largest, scale, inverse;
-    memcpy(&largest, &largest_bits, sizeof largest);
-    if (largest_bits >= 0x7f800000) {
-        scale = NAN;
-        inverse = 0.0f;
-    } else if (largest < 0x1p-100f) { /* the inverse would overflow */
-        scale = inverse = 0.0f;
-    } else {
-        scale = largest / (float)PLLM_ACTIVATION_MAX;
-        inverse = (float)PLLM_ACTIVATION_MAX / largest;
-    }
+    pllm_group_scale scale = pllm_group_scale_of(largest_bits);
     int32_t sum = 0;
     for (uint32_t i = 0; i < PLLM_GROUP; i++) {
-        a[i] = inverse == 0.0f ? 0 : (int16_t)lrintf(x[i] * inverse);
+        a[i] = scale.inverse == 0.0f ? 0 : (int16_t)lrintf(x[i] * scale.inverse);
         sum += a[i];
     }
-    activations->scale[index] = scale;
+    activations->scale[index] = scale.scale;
     activations->sum[index] = sum;
-    activations->scaled_sum[index] = scale * (float)sum;
+    activations->scaled_sum[index] = scale.scale * (float)sum;
 }
 
 void pllm_prepare_plain(pllm_activations *activations, uint32_t row, const float *x, uint32_t forms)
