@@ -6,6 +6,7 @@
 #ifndef PLLM_KERNELS_KERNELS_H
 #define PLLM_KERNELS_KERNELS_H
 
+#include "kernels/attention.h"
 #include "kernels/linear.h"
 
 typedef struct pllm_kernels {
@@ -39,6 +40,8 @@ typedef struct pllm_kernels {
     /* x = exp(x - max x) / sum. All -inf gives NaN, as does a NaN. */
     void (*softmax)(float *x, uint32_t n);
     float (*dot)(const float *x, const float *y, uint32_t n);
+
+    const pllm_attention_kernels *attention; /* the same version's */
 } pllm_kernels;
 
 /* The fastest version this CPU runs; never NULL. */
