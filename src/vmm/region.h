@@ -31,7 +31,8 @@ void pllm_region_close(pllm_region *region); /* waits for fences, unmaps all; NU
  * free), ENOMEM, EDEVICE. */
 int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_count);
 /* Takes the backing away, now (fence NULL) or once the fence is done. The event is borrowed until
- * then. Pages without backing are skipped. */
+ * a settle, map or close has seen it done: until then it may neither be closed nor recorded anew.
+ * Pages without backing are skipped. */
 int pllm_region_unmap(pllm_region *region, uint32_t page_first, uint32_t page_count,
                       pllm_event *fence);
 uint32_t pllm_region_settle(
@@ -46,6 +47,9 @@ typedef struct pllm_region_stats {
     uint64_t map_calls, reused_chunks, created_chunks;
 } pllm_region_stats;
 void pllm_region_stats_get(const pllm_region *region, pllm_region_stats *stats_out);
+
+/* Asserts the invariants that region.c lists; called after every change in checked builds. */
+void pllm_region_check(const pllm_region *region);
 
 /* A workspace: one mapped block of at least bytes, charged to its own member of the budget. */
 typedef struct pllm_workspace pllm_workspace;

@@ -1,0 +1,441 @@
+/* arena.c - reservations, chunks and their mappings; arena.h has the picture. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "device/arena.h"
+
+#define HUGE_BYTES ((uint64_t)2 << 20)
+#define GRANULARITY_MIN ((uint64_t)64 << 10)
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+struct pllm_arena_range {
+    pllm_va va;
+    uint64_t bytes;
+    uint64_t *mapped; /* a bit a granule */
+};
+
+struct pllm_chunk {
+    uint64_t bytes;
+    int fd;
+    uint32_t map_count; /* places it is mapped at; under the arena's lock */
+    uint32_t imported;
+};
+
+int pllm_arena_init(pllm_arena *arena, const pllm_context *context, uint64_t capacity_bytes,
+                    uint64_t granularity_bytes, uint64_t chunk_bytes)
+{
+    uint64_t granularity = granularity_bytes ? granularity_bytes : GRANULARITY_MIN;
+    if (granularity < GRANULARITY_MIN || (granularity & (granularity - 1)))
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "granularity of %llu bytes is not a power of two of at least 64 KiB",
+                         (unsigned long long)granularity);
+    uint64_t chunk = chunk_bytes                ? chunk_bytes
+                     : granularity > HUGE_BYTES ? granularity
+                                                : HUGE_BYTES;
+    if (chunk % granularity)
+        return pllm_fail(PLLM_EINVAL, 0, "chunks of %llu bytes are no multiple of %llu",
+                         (unsigned long long)chunk, (unsigned long long)granularity);
+    uint64_t available = pllm_machine_available_bytes();
+    *arena = (pllm_arena){
+        .context = context,
+        .granularity_bytes = granularity,
+        .chunk_bytes = chunk,
+        /* Memory is touched lazily: more than the machine has would end in a kill, not an error. */
+        .capacity_bytes =
+            capacity_bytes == 0 || capacity_bytes > available ? available : capacity_bytes,
+    };
+    int code = pthread_mutex_init(&arena->lock, NULL);
+    return code ? pllm_fail(PLLM_ENOMEM, code, "could not make a lock for the arena") : PLLM_OK;
+}
+
+void pllm_arena_deinit(pllm_arena *arena)
+{
+    for (uint32_t i = 0; i < arena->range_count; i++) {
+        munmap((void *)arena->ranges[i].va, arena->ranges[i].bytes);
+        pllm_free(arena->context, arena->ranges[i].mapped);
+    }
+    pllm_free(arena->context, arena->ranges);
+    pthread_mutex_destroy(&arena->lock);
+}
+
+/* Address space that starts at a multiple of alignment; the surplus around it is given back. */
+static void *map_aligned(uint64_t bytes, uint64_t alignment, int protection)
+{
+    uint64_t wide;
+    if (__builtin_add_overflow(bytes, alignment, &wide)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    char *start = mmap(NULL, wide, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) return NULL;
+    uint64_t head = (alignment - (uintptr_t)start % alignment) % alignment;
+    if (head) munmap(start, head);
+    if (wide - head > bytes) munmap(start + head + bytes, wide - head - bytes);
+    return start + head;
+}
+
+/* Index of the first range that ends after va. */
+static uint32_t range_index(const pllm_arena *arena, pllm_va va)
+{
+    uint32_t low = 0, high = arena->range_count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (arena->ranges[middle].va + arena->ranges[middle].bytes <= va)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The reservation that holds all of [va, va + bytes), or NULL. */
+static pllm_arena_range *range_of(const pllm_arena *arena, pllm_va va, uint64_t bytes)
+{
+    uint32_t i = range_index(arena, va);
+    if (i == arena->range_count) return NULL;
+    pllm_arena_range *range = &arena->ranges[i];
+    if (va < range->va || bytes > range->bytes || va - range->va > range->bytes - bytes)
+        return NULL;
+    return range;
+}
+
+/* How many granules of [va, va + bytes) are mapped; stops at the first that differs from the
+ * first one, so 0 means "none up to there" only together with whole. */
+static int range_is(const pllm_arena *arena, const pllm_arena_range *range, pllm_va va,
+                    uint64_t bytes, uint32_t wanted)
+{
+    uint64_t first = (va - range->va) / arena->granularity_bytes;
+    uint64_t last = (va - range->va + bytes - 1) / arena->granularity_bytes;
+    for (uint64_t i = first; i <= last; i++)
+        if (((range->mapped[i / 64] >> (i % 64)) & 1) != wanted) return 0;
+    return 1;
+}
+
+static void range_set(const pllm_arena *arena, pllm_arena_range *range, pllm_va va, uint64_t bytes,
+                      uint32_t mapped)
+{
+    uint64_t first = (va - range->va) / arena->granularity_bytes;
+    uint64_t count = bytes / arena->granularity_bytes;
+    for (uint64_t i = first; i < first + count; i++) {
+        uint64_t bit = (uint64_t)1 << (i % 64);
+        range->mapped[i / 64] = mapped ? range->mapped[i / 64] | bit : range->mapped[i / 64] & ~bit;
+    }
+}
+
+static int check_bytes(const pllm_arena *arena, uint64_t bytes, const char *what)
+{
+    if (bytes > 0 && bytes % arena->granularity_bytes == 0) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "%s of %llu bytes is not a positive multiple of %llu", what,
+                     (unsigned long long)bytes, (unsigned long long)arena->granularity_bytes);
+}
+
+static int ranges_grow(pllm_arena *arena)
+{
+    if (arena->range_count < arena->range_max) return PLLM_OK;
+    uint32_t wanted = arena->range_max ? arena->range_max * 2 : 8;
+    pllm_arena_range *grown = pllm_grow(arena->context, arena->ranges,
+                                        sizeof *grown * arena->range_max, sizeof *grown * wanted);
+    if (!grown) return pllm_fail_memory("the list of reservations", sizeof *grown * wanted);
+    arena->ranges = grown;
+    arena->range_max = wanted;
+    return PLLM_OK;
+}
+
+int pllm_arena_reserve(pllm_arena *arena, uint64_t bytes, pllm_va *va_out)
+{
+    *va_out = 0;
+    int status = check_bytes(arena, bytes, "a reservation");
+    if (status < 0) return status;
+    uint64_t word_count = (bytes / arena->granularity_bytes + 63) / 64;
+    uint64_t *mapped = pllm_alloc_array(arena->context, word_count, sizeof *mapped);
+    if (!mapped) return pllm_fail_memory("a reservation's bitmap", word_count * sizeof *mapped);
+    uint64_t alignment =
+        arena->granularity_bytes > HUGE_BYTES ? arena->granularity_bytes : HUGE_BYTES;
+    void *start = map_aligned(bytes, alignment, PROT_NONE);
+    if (!start) {
+        status = pllm_fail(PLLM_ENOMEM, errno, "could not reserve %llu bytes of address space: %s",
+                           (unsigned long long)bytes, strerror(errno));
+        goto fail_mapped;
+    }
+    pthread_mutex_lock(&arena->lock);
+    status = ranges_grow(arena);
+    if (status == PLLM_OK) {
+        pllm_va va = (pllm_va)(uintptr_t)start;
+        uint32_t at = range_index(arena, va);
+        memmove(arena->ranges + at + 1, arena->ranges + at,
+                sizeof *arena->ranges * (arena->range_count - at));
+        arena->ranges[at] = (pllm_arena_range){va, bytes, mapped};
+        arena->range_count++;
+        *va_out = va;
+    }
+    pthread_mutex_unlock(&arena->lock);
+    if (status < 0) goto fail_start;
+    return PLLM_OK;
+fail_start:
+    munmap(start, bytes);
+fail_mapped:
+    pllm_free(arena->context, mapped);
+    return status;
+}
+
+void pllm_arena_release(pllm_arena *arena, pllm_va va, uint64_t bytes)
+{
+    pthread_mutex_lock(&arena->lock);
+    pllm_arena_range *range = range_of(arena, va, bytes);
+    assert(range && range->va == va && range->bytes == bytes);
+    assert(range_is(arena, range, va, bytes, 0)); /* nothing is mapped in it */
+    uint64_t *mapped = range->mapped;
+    uint32_t after = arena->range_count - 1 - (uint32_t)(range - arena->ranges);
+    memmove(range, range + 1, sizeof *range * after);
+    arena->range_count--;
+    munmap((void *)va, bytes);
+    pthread_mutex_unlock(&arena->lock);
+    pllm_free(arena->context, mapped);
+}
+
+/* One descriptor a chunk: common soft limits (1,024) are soon met, the hard one rarely is. */
+static int raise_descriptor_limit(const pllm_context *context)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max) return 0;
+    rlim_t wanted = limit.rlim_cur * 4;
+    limit.rlim_cur = wanted < limit.rlim_max ? wanted : limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+    pllm_log(context, PLLM_LOG_INFO, "raised the limit of open files to %llu for device chunks",
+             (unsigned long long)limit.rlim_cur);
+    return 1;
+}
+
+static int memory_file(const pllm_context *context)
+{
+    for (;;) {
+        int fd = memfd_create("pagedllm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        if (fd >= 0 || errno != EMFILE || !raise_descriptor_limit(context)) return fd;
+    }
+}
+
+static int chunk_fail(int code, const char *what)
+{
+    if (code == ENOMEM || code == ENOSPC) return PLLM_ENODEVMEM;
+    return pllm_fail(
+        PLLM_EDEVICE, code, "could not %s: %s%s", what, strerror(code),
+        code == EMFILE || code == ENFILE ? "; raise the limit of open files (ulimit -n)" : "");
+}
+
+int pllm_arena_chunk_create(pllm_arena *arena, uint64_t bytes, pllm_chunk **chunk_out)
+{
+    *chunk_out = NULL;
+    int status = check_bytes(arena, bytes, "a chunk");
+    if (status < 0) return status;
+    pllm_chunk *chunk = pllm_alloc(arena->context, sizeof *chunk);
+    if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
+    pthread_mutex_lock(&arena->lock);
+    if (bytes > arena->capacity_bytes - arena->used_bytes)
+        status = PLLM_ENODEVMEM;
+    else
+        arena->used_bytes += bytes;
+    pthread_mutex_unlock(&arena->lock);
+    if (status < 0) goto fail_chunk;
+    chunk->bytes = bytes;
+    chunk->fd = memory_file(arena->context);
+    if (chunk->fd < 0) {
+        status = chunk_fail(errno, "create a memory file for a chunk");
+        goto fail_used;
+    }
+    if (ftruncate(chunk->fd, (off_t)bytes) != 0 || fcntl(chunk->fd, F_ADD_SEALS, SEALS) != 0) {
+        status = chunk_fail(errno, "size a chunk's memory file");
+        goto fail_fd;
+    }
+    *chunk_out = chunk;
+    return PLLM_OK;
+fail_fd:
+    close(chunk->fd);
+fail_used:
+    pthread_mutex_lock(&arena->lock);
+    arena->used_bytes -= bytes;
+    pthread_mutex_unlock(&arena->lock);
+fail_chunk:
+    pllm_free(arena->context, chunk);
+    return status;
+}
+
+void pllm_arena_chunk_destroy(pllm_arena *arena, pllm_chunk *chunk)
+{
+    if (!chunk) return;
+    assert(chunk->map_count == 0);
+    close(chunk->fd);
+    if (!chunk->imported) {
+        pthread_mutex_lock(&arena->lock);
+        assert(arena->used_bytes >= chunk->bytes);
+        arena->used_bytes -= chunk->bytes;
+        pthread_mutex_unlock(&arena->lock);
+    }
+    pllm_free(arena->context, chunk);
+}
+
+static int map_none(pllm_va va, uint64_t bytes)
+{
+    return mmap((void *)va, bytes, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED
+               ? -1
+               : 0;
+}
+
+int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
+{
+    if (!chunk || va % arena->granularity_bytes)
+        return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
+                         (unsigned long long)va, (unsigned long long)arena->granularity_bytes);
+    int status = PLLM_OK;
+    pthread_mutex_lock(&arena->lock);
+    pllm_arena_range *range = range_of(arena, va, chunk->bytes);
+    if (!range) {
+        status = pllm_fail(PLLM_EINVAL, 0, "map: %llu bytes at %llx lie in no reservation",
+                           (unsigned long long)chunk->bytes, (unsigned long long)va);
+    } else if (!range_is(arena, range, va, chunk->bytes, 0)) {
+        status = pllm_fail(PLLM_EINVAL, 0, "map: %llu bytes at %llx are partly mapped already",
+                           (unsigned long long)chunk->bytes, (unsigned long long)va);
+    } else if (mmap((void *)va, chunk->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                    chunk->fd, 0) == MAP_FAILED) {
+        int code = errno;
+        map_none(va, chunk->bytes); /* a failed MAP_FIXED may have left a hole */
+        status = pllm_fail(PLLM_EDEVICE, code, "could not map a chunk: %s%s", strerror(code),
+                           code == ENOMEM ? "; raise vm.max_map_count or use larger chunks" : "");
+    } else {
+        if (va % HUGE_BYTES == 0 && chunk->bytes % HUGE_BYTES == 0)
+            (void)madvise((void *)va, chunk->bytes, MADV_HUGEPAGE); /* only a hint */
+        range_set(arena, range, va, chunk->bytes, 1);
+        chunk->map_count++;
+    }
+    pthread_mutex_unlock(&arena->lock);
+    return status;
+}
+
+void pllm_arena_unmap(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
+{
+    pthread_mutex_lock(&arena->lock);
+    pllm_arena_range *range = range_of(arena, va, chunk->bytes);
+    assert(range && range_is(arena, range, va, chunk->bytes, 1) && chunk->map_count > 0);
+    /* At vm.max_map_count a new mapping is refused, but protecting a whole one never splits. */
+    if (map_none(va, chunk->bytes) != 0) mprotect((void *)va, chunk->bytes, PROT_NONE);
+    range_set(arena, range, va, chunk->bytes, 0);
+    chunk->map_count--;
+    pthread_mutex_unlock(&arena->lock);
+}
+
+int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out)
+{
+    *fd_out = -1;
+    for (;;) {
+        int fd = fcntl(chunk->fd, F_DUPFD_CLOEXEC, 0);
+        if (fd >= 0) {
+            *fd_out = fd;
+            return PLLM_OK;
+        }
+        if (errno != EMFILE || !raise_descriptor_limit(arena->context))
+            return chunk_fail(errno, "export a chunk");
+    }
+}
+
+int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+{
+    *chunk_out = NULL;
+    int status = check_bytes(arena, bytes, "an imported chunk");
+    if (status < 0) return status;
+    struct stat info;
+    if (fstat(fd, &info) != 0 || (uint64_t)info.st_size != bytes)
+        return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no chunk of %llu bytes", fd,
+                         (unsigned long long)bytes);
+    /* Without the seal its owner could shrink it under us, and a touch would kill the process. */
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+        return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a host device", fd);
+    pllm_chunk *chunk = pllm_alloc(arena->context, sizeof *chunk);
+    if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
+    *chunk = (pllm_chunk){.bytes = bytes, .fd = fd, .imported = 1};
+    status = pllm_arena_chunk_export(arena, chunk, &chunk->fd); /* our own descriptor */
+    if (status < 0) {
+        pllm_free(arena->context, chunk);
+        return status;
+    }
+    *chunk_out = chunk;
+    return PLLM_OK;
+}
+
+static uint64_t page_round(uint64_t bytes)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
+}
+
+int pllm_arena_host_alloc(uint64_t bytes, void **pointer_out)
+{
+    *pointer_out = NULL;
+    if (bytes == 0 || bytes > UINT64_MAX / 2)
+        return pllm_fail(PLLM_EINVAL, 0, "host_alloc of %llu bytes", (unsigned long long)bytes);
+    uint64_t alignment = bytes >= HUGE_BYTES ? HUGE_BYTES : (uint64_t)sysconf(_SC_PAGESIZE);
+    void *pointer = map_aligned(page_round(bytes), alignment, PROT_READ | PROT_WRITE);
+    if (!pointer) return pllm_fail_memory("copies to and from the device", bytes);
+    if (bytes >= HUGE_BYTES) (void)madvise(pointer, page_round(bytes), MADV_HUGEPAGE);
+    *pointer_out = pointer;
+    return PLLM_OK;
+}
+
+void pllm_arena_host_free(void *pointer, uint64_t bytes)
+{
+    if (pointer) munmap(pointer, page_round(bytes));
+}
+
+static int check_mapped(const pllm_arena *arena, pllm_va va, uint64_t bytes)
+{
+    pllm_arena_range *range = range_of(arena, va, bytes);
+    if (range && range_is(arena, range, va, bytes, 1)) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "%llu bytes at device address %llx are not all mapped",
+                     (unsigned long long)bytes, (unsigned long long)va);
+}
+
+int pllm_arena_check_copies(pllm_arena *arena, pllm_copy_kind kind, const pllm_copy *copies,
+                            uint32_t copy_count)
+{
+    if ((unsigned)kind > PLLM_COPY_WITHIN || (!copies && copy_count))
+        return pllm_fail(PLLM_EINVAL, 0, "copy: no copies, or kind %d is none", (int)kind);
+    int status = PLLM_OK;
+    pthread_mutex_lock(&arena->lock);
+    for (uint32_t i = 0; i < copy_count && status == PLLM_OK; i++) {
+        const pllm_copy *copy = &copies[i];
+        if (copy->bytes == 0) continue;
+        uint64_t distance = copy->to > copy->from ? copy->to - copy->from : copy->from - copy->to;
+        if (!copy->to || !copy->from || distance < copy->bytes)
+            status = pllm_fail(PLLM_EINVAL, 0, "copy %u: a NULL side, or sides that overlap", i);
+        if (status == PLLM_OK && kind != PLLM_COPY_OUT)
+            status = check_mapped(arena, copy->to, copy->bytes);
+        if (status == PLLM_OK && kind != PLLM_COPY_IN)
+            status = check_mapped(arena, copy->from, copy->bytes);
+    }
+    pthread_mutex_unlock(&arena->lock);
+    return status;
+}
+
+int pllm_arena_check_fill(pllm_arena *arena, pllm_va va, uint64_t bytes)
+{
+    if (bytes == 0) return PLLM_OK;
+    pthread_mutex_lock(&arena->lock);
+    int status = check_mapped(arena, va, bytes);
+    pthread_mutex_unlock(&arena->lock);
+    return status;
+}
+
+uint64_t pllm_arena_free_bytes(pllm_arena *arena)
+{
+    uint64_t available = pllm_machine_available_bytes();
+    pthread_mutex_lock(&arena->lock);
+    uint64_t left = arena->capacity_bytes - arena->used_bytes;
+    pthread_mutex_unlock(&arena->lock);
+    return left < available ? left : available;
+}

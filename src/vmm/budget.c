@@ -1,0 +1,243 @@
+/* budget.c - one hard limit shared by members with guaranteed minimums.
+ *
+ *   limit   |== member A: charged ==|== member B: charged ==|-- B's unused minimum --|  free  |
+ *
+ * What a member holds of the limit is the larger of its charge and its minimum; the sum of that
+ * over members is what others cannot take.
+ *
+ * Invariants: 1. held_bytes = sum of max(charged, minimum). 2. charged_bytes = sum of charged, and
+ * no charge ever takes it past the limit. 3. The minimums together fit in the limit.
+ * Locks: one, a leaf. */
+#include <assert.h>
+#include <pthread.h>
+#include "vmm/budget.h"
+
+struct pllm_budget_member {
+    pllm_budget *budget;
+    pllm_budget_member *next;
+    char *name;
+    uint64_t minimum_bytes, limit_bytes, charged_bytes;
+};
+
+struct pllm_budget {
+    const pllm_context *context;
+    pthread_mutex_t lock;
+    pllm_budget_member *members;
+    uint64_t limit_bytes, held_bytes, minimum_bytes, charged_bytes, peak_bytes, refused_count;
+    uint32_t member_count;
+};
+
+int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_budget **budget_out)
+{
+    *budget_out = NULL;
+    pllm_budget *budget = pllm_alloc(context, sizeof *budget);
+    if (!budget) return pllm_fail_memory("a budget", sizeof *budget);
+    budget->context = context;
+    budget->limit_bytes = limit_bytes;
+    int code = pthread_mutex_init(&budget->lock, NULL);
+    if (code) {
+        pllm_free(context, budget);
+        return pllm_fail(PLLM_ENOMEM, code, "could not make a lock for a budget");
+    }
+    *budget_out = budget;
+    return PLLM_OK;
+}
+
+void pllm_budget_close(pllm_budget *budget)
+{
+    if (!budget) return;
+    assert(budget->member_count == 0);
+    pthread_mutex_destroy(&budget->lock);
+    pllm_free(budget->context, budget);
+}
+
+static uint64_t most(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t held(const pllm_budget_member *member)
+{
+    return most(member->charged_bytes, member->minimum_bytes);
+}
+
+/* Minimums cannot overflow: each set of them that was accepted fits in the limit. */
+static int minimum_fits(const pllm_budget *budget, uint64_t others_bytes, uint64_t minimum_bytes)
+{
+    return others_bytes <= budget->limit_bytes &&
+           minimum_bytes <= budget->limit_bytes - others_bytes;
+}
+
+static int check_minimum(const char *name, uint64_t minimum_bytes, uint64_t limit_bytes)
+{
+    if (minimum_bytes <= limit_bytes) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "%s: the minimum of %llu bytes is above its limit of %llu",
+                     name, (unsigned long long)minimum_bytes, (unsigned long long)limit_bytes);
+}
+
+int pllm_budget_join(pllm_budget *budget, const char *name, uint64_t minimum_bytes,
+                     uint64_t limit_bytes, pllm_budget_member **member_out)
+{
+    *member_out = NULL;
+    int status = check_minimum(name, minimum_bytes, limit_bytes);
+    if (status < 0) return status;
+    pllm_budget_member *member = pllm_alloc(budget->context, sizeof *member);
+    if (!member) return pllm_fail_memory("a budget's member", sizeof *member);
+    member->budget = budget;
+    member->minimum_bytes = minimum_bytes;
+    member->limit_bytes = limit_bytes;
+    member->name = pllm_strdup(budget->context, name);
+    if (!member->name) {
+        pllm_free(budget->context, member);
+        return pllm_fail_memory("a budget member's name", 0);
+    }
+    pthread_mutex_lock(&budget->lock);
+    if (minimum_fits(budget, budget->minimum_bytes, minimum_bytes)) {
+        budget->minimum_bytes += minimum_bytes;
+        budget->held_bytes += minimum_bytes;
+        budget->member_count++;
+        member->next = budget->members;
+        budget->members = member;
+    } else {
+        budget->refused_count++;
+        status = PLLM_ENODEVMEM;
+    }
+    pthread_mutex_unlock(&budget->lock);
+    if (status < 0) {
+        pllm_free(budget->context, member->name);
+        pllm_free(budget->context, member);
+        return status;
+    }
+    *member_out = member;
+    return PLLM_OK;
+}
+
+void pllm_budget_leave(pllm_budget_member *member)
+{
+    if (!member) return;
+    pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&budget->lock);
+    assert(member->charged_bytes == 0);
+    pllm_budget_member **link = &budget->members;
+    while (*link != member) link = &(*link)->next;
+    *link = member->next;
+    budget->minimum_bytes -= member->minimum_bytes;
+    budget->held_bytes -= member->minimum_bytes;
+    budget->member_count--;
+    pthread_mutex_unlock(&budget->lock);
+    pllm_free(budget->context, member->name);
+    pllm_free(budget->context, member);
+}
+
+int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
+{
+    pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&budget->lock);
+    int status = PLLM_ENODEVMEM;
+    if (member->charged_bytes <= member->limit_bytes &&
+        bytes <= member->limit_bytes - member->charged_bytes &&
+        budget->charged_bytes <= budget->limit_bytes &&
+        bytes <= budget->limit_bytes - budget->charged_bytes) {
+        uint64_t charged = member->charged_bytes + bytes;
+        uint64_t growth = most(charged, member->minimum_bytes) - held(member);
+        /* Inside its own minimum a member takes nothing that others could have: it may charge even
+         * while they hold too much (the limit was lowered, or someone joined). */
+        if (growth == 0 || (budget->held_bytes <= budget->limit_bytes &&
+                            growth <= budget->limit_bytes - budget->held_bytes)) {
+            member->charged_bytes = charged;
+            budget->held_bytes += growth;
+            budget->charged_bytes += bytes;
+            budget->peak_bytes = most(budget->peak_bytes, budget->charged_bytes);
+            status = PLLM_OK;
+        }
+    }
+    if (status < 0) budget->refused_count++;
+    pthread_mutex_unlock(&budget->lock);
+    return status;
+}
+
+void pllm_budget_credit(pllm_budget_member *member, uint64_t bytes)
+{
+    pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&budget->lock);
+    assert(bytes <= member->charged_bytes);
+    uint64_t before = held(member);
+    member->charged_bytes -= bytes;
+    budget->charged_bytes -= bytes;
+    budget->held_bytes -= before - held(member);
+    pthread_mutex_unlock(&budget->lock);
+}
+
+int pllm_budget_set_limit(pllm_budget *budget, uint64_t limit_bytes)
+{
+    int status = PLLM_OK;
+    pthread_mutex_lock(&budget->lock);
+    if (budget->minimum_bytes <= limit_bytes)
+        budget->limit_bytes = limit_bytes;
+    else
+        status = PLLM_ENODEVMEM;
+    pthread_mutex_unlock(&budget->lock);
+    return status;
+}
+
+int pllm_budget_member_set(pllm_budget_member *member, uint64_t minimum_bytes, uint64_t limit_bytes)
+{
+    pllm_budget *budget = member->budget;
+    int status = check_minimum(member->name, minimum_bytes, limit_bytes);
+    if (status < 0) return status;
+    pthread_mutex_lock(&budget->lock);
+    uint64_t others = budget->minimum_bytes - member->minimum_bytes;
+    if (minimum_fits(budget, others, minimum_bytes)) {
+        budget->held_bytes -= held(member);
+        member->minimum_bytes = minimum_bytes;
+        member->limit_bytes = limit_bytes;
+        budget->held_bytes += held(member);
+        budget->minimum_bytes = others + minimum_bytes;
+    } else {
+        status = PLLM_ENODEVMEM;
+    }
+    pthread_mutex_unlock(&budget->lock);
+    return status;
+}
+
+uint64_t pllm_budget_excess(const pllm_budget_member *member)
+{
+    pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&budget->lock);
+    uint64_t excess = 0;
+    if (member->charged_bytes > member->limit_bytes)
+        excess = member->charged_bytes - member->limit_bytes;
+    if (budget->held_bytes > budget->limit_bytes && member->charged_bytes > member->minimum_bytes) {
+        /* Each member that is above its minimum returns its share, rounded up, so that together
+         * they return enough and no one is emptied for the others. */
+        uint64_t over = budget->held_bytes - budget->limit_bytes;
+        uint64_t above = budget->held_bytes - budget->minimum_bytes;
+        uint64_t mine = member->charged_bytes - member->minimum_bytes;
+        unsigned __int128 product = (unsigned __int128)over * mine;
+        excess = most(excess, (uint64_t)((product + above - 1) / above));
+    }
+    pthread_mutex_unlock(&budget->lock);
+    return excess;
+}
+
+uint64_t pllm_budget_charged(const pllm_budget_member *member)
+{
+    pthread_mutex_lock(&member->budget->lock);
+    uint64_t charged = member->charged_bytes;
+    pthread_mutex_unlock(&member->budget->lock);
+    return charged;
+}
+
+void pllm_budget_stats_get(const pllm_budget *budget, pllm_budget_stats *stats_out)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&budget->lock;
+    pthread_mutex_lock(lock);
+    *stats_out = (pllm_budget_stats){
+        .limit_bytes = budget->limit_bytes,
+        .charged_bytes = budget->charged_bytes,
+        .peak_bytes = budget->peak_bytes,
+        .refused_count = budget->refused_count,
+        .member_count = budget->member_count,
+    };
+    pthread_mutex_unlock(lock);
+}
