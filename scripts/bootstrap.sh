@@ -73,6 +73,10 @@ command="${root}apt-get install -y --no-install-recommends$missing"
 echo "pagedllm: some packages are missing; the command that installs them:"
 echo "    $command"
 if [ -n "$root" ]; then
+    if ! has sudo; then
+        echo "pagedllm: there is no sudo here: run that command as root, then try again" >&2
+        exit 1
+    fi
     if [ ! -t 0 ]; then
         echo "pagedllm: not root, and no terminal to ask on: run that command, then try again" >&2
         exit 1
