@@ -48,10 +48,10 @@ mutants: ## breaks the code in known ways; each must be caught by its named test
 	@scripts/bootstrap.sh test
 	@scripts/mutants.sh
 
-install: build ## the program, library, headers and pkg-config file under PREFIX (and DESTDIR)
-	@cmake --preset release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS) >/dev/null
-	@cmake --build --preset release -j $(JOBS) >/dev/null
-	@DESTDIR=$(DESTDIR) cmake --install build/release
+install: ## the program, library, headers and pkg-config file under PREFIX (and DESTDIR)
+	@scripts/bootstrap.sh build
+	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF -DCMAKE_INSTALL_PREFIX="$(PREFIX)" $(CMAKE_ARGS)
+	@DESTDIR="$(DESTDIR)" cmake --install build/release
 
 format: ## clang-format over the tree
 	@scripts/check/format.sh --fix

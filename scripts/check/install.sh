@@ -5,11 +5,14 @@ set -eu
 cd "$(dirname "$0")/../.."
 root=$PWD
 prefix=$root/build/installed
-rm -rf "$prefix" build/examples
-cmake --preset release -DCMAKE_INSTALL_PREFIX="$prefix" >/dev/null
-cmake --build --preset release -j "$(nproc)" >/dev/null
-DESTDIR="" cmake --install build/release
+rm -rf "$prefix" build/examples build/staged
 
+# As a packager does it: for /usr, into a folder of its own.
+make -s install PREFIX=/usr DESTDIR="$root/build/staged"
+test -f build/staged/usr/include/pagedllm/status.h
+! grep -r "$root" build/staged/usr/lib/*/pkgconfig || { echo "pagedllm.pc names the source tree" >&2; exit 1; }
+
+make -s install PREFIX="$prefix"
 PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name pagedllm.pc)")
 LD_LIBRARY_PATH=$(pkg-config --with-path="$PKG_CONFIG_PATH" --variable=libdir pagedllm)
 export PKG_CONFIG_PATH LD_LIBRARY_PATH
