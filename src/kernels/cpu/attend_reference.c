@@ -57,7 +57,7 @@ static void attend_one(const pllm_kv_shape *shape, const pllm_kv_view *view, uin
         score[t] = (float)score[t];
         if (score[t] > largest) largest = score[t];
     }
-    double kept = *sum > 0 ? exp(*max - largest) : 0.0;
+    double kept = *sum != 0 ? exp(*max - largest) : 0.0;
     for (uint32_t c = 0; c < d; c++) total[c] = out[c] * kept;
     for (uint32_t t = first; t < end; t++) {
         double weight = largest > -INFINITY ? exp(score[t] - largest) : 0.0;
@@ -107,7 +107,7 @@ static void attend_prefill(const pllm_kv_shape *shape, const pllm_kv_view *view,
 
 static void finish(float *out, const float *state_out, float sum, uint32_t head_dim)
 {
-    for (uint32_t c = 0; c < head_dim; c++) out[c] = sum > 0 ? state_out[c] / sum : 0.0f;
+    for (uint32_t c = 0; c < head_dim; c++) out[c] = sum == 0 ? 0.0f : state_out[c] / sum;
 }
 
 static void merge(float *out, const float *max, const float *sum, const float *partial_out,
@@ -118,21 +118,20 @@ static void merge(float *out, const float *max, const float *sum, const float *p
         largest = fmax(largest, max[chunk * stride_between_chunks]);
     for (uint32_t chunk = 0; chunk < chunk_count; chunk++) {
         uint64_t at = chunk * stride_between_chunks;
-        if (!(sum[at] > 0)) continue;
+        if (sum[at] == 0) continue;
         double weight = exp(max[at] - largest);
         mass += weight * sum[at];
         for (uint32_t c = 0; c < head_dim; c++) total[c] += weight * partial_out[at + c];
     }
-    for (uint32_t c = 0; c < head_dim; c++) out[c] = mass > 0 ? (float)(total[c] / mass) : 0.0f;
+    for (uint32_t c = 0; c < head_dim; c++) out[c] = mass == 0 ? 0.0f : (float)(total[c] / mass);
 }
 
 uint64_t pllm_attention_scratch_bytes(uint32_t head_dim)
 {
-    /* Prefill holds the chunk's keys and values as f32, 128 rows of scores and a padded q for each;
-     * decode less. 4 KiB for what goes along. */
-    uint64_t padded = (head_dim + 15) / 16 * 16;
-    return sizeof(float) * (2 * PLLM_CHUNK_TOKENS * padded + 128 * (PLLM_CHUNK_TOKENS + padded)) +
-           4096;
+    /* Prefill (attend_simd.h) holds the chunk's keys and values as f32, values in panels of up to
+     * 64 channels, and 126 rows of scores; decode holds less. A line more for over-wide stores. */
+    uint64_t padded = (head_dim + 63) / 64 * 64;
+    return sizeof(float) * (PLLM_CHUNK_TOKENS * (head_dim + padded + 126) + 16);
 }
 
 const pllm_attention_kernels pllm_attention_reference = {

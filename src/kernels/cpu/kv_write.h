@@ -53,7 +53,7 @@ static inline uint32_t quantise(float x, float base, float inverse, float levels
 }
 
 /* keys: f32 [32][d]. Lanes are channels while scales are sought and tokens while packing. */
-static void seal_keys(uint8_t *slice, const float *keys, uint32_t d, uint32_t bits)
+static void seal_keys(uint8_t *sealed, const float *keys, uint32_t d, uint32_t bits)
 {
     float low[PLLM_HEAD_DIM_MAX], high[PLLM_HEAD_DIM_MAX];
     pllm_kv_quantised at = pllm_kv_quantised_layout(d, bits);
@@ -72,11 +72,11 @@ static void seal_keys(uint8_t *slice, const float *keys, uint32_t d, uint32_t bi
         float base, inverse;
         uint8_t q[PLLM_BLOCK_TOKENS];
         range_to_scale(low[c], high[c], levels, &scale, &minimum, &base, &inverse);
-        memcpy(slice + at.key_scale + 2 * c, &scale, 2);
-        memcpy(slice + at.key_min + 2 * c, &minimum, 2);
+        memcpy(sealed + at.key_scale + 2 * c, &scale, 2);
+        memcpy(sealed + at.key_min + 2 * c, &minimum, 2);
         for (uint32_t row = 0; row < PLLM_BLOCK_TOKENS; row++)
             q[row] = (uint8_t)quantise(keys[(uint64_t)row * d + c], base, inverse, levels);
-        uint8_t *out = slice + (uint64_t)c * PLLM_BLOCK_TOKENS * bits / 8;
+        uint8_t *out = sealed + (uint64_t)c * PLLM_BLOCK_TOKENS * bits / 8;
         if (bits == 8) {
             memcpy(out, q, sizeof q);
         } else {
@@ -86,7 +86,7 @@ static void seal_keys(uint8_t *slice, const float *keys, uint32_t d, uint32_t bi
     }
 }
 
-static void seal_values(uint8_t *slice, const float *values, uint32_t d, uint32_t bits)
+static void seal_values(uint8_t *sealed, const float *values, uint32_t d, uint32_t bits)
 {
     pllm_kv_quantised at = pllm_kv_quantised_layout(d, bits);
     float levels = bits == 8 ? 255.0f : 15.0f;
@@ -100,10 +100,10 @@ static void seal_values(uint8_t *slice, const float *values, uint32_t d, uint32_
             high = value[c] > high ? value[c] : high;
         }
         range_to_scale(low, high, levels, &scale, &minimum, &base, &inverse);
-        memcpy(slice + at.value_scale + 2 * row, &scale, 2);
-        memcpy(slice + at.value_min + 2 * row, &minimum, 2);
+        memcpy(sealed + at.value_scale + 2 * row, &scale, 2);
+        memcpy(sealed + at.value_min + 2 * row, &minimum, 2);
         for (uint32_t c = 0; c < d; c++) q[c] = (uint8_t)quantise(value[c], base, inverse, levels);
-        uint8_t *out = slice + at.values + (uint64_t)row * d * bits / 8;
+        uint8_t *out = sealed + at.values + (uint64_t)row * d * bits / 8;
         if (bits == 8) {
             memcpy(out, q, d);
         } else {
