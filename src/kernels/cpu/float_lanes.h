@@ -106,6 +106,13 @@ INLINE void tile_blocks(v16 *sums, float_kind kind, const float_tile *tile, int 
     int nibbles = kind != KIND_Q8_0, scale_step = kind == KIND_Q4_1 ? 64 : 32;
     int mask = nibbles ? 15 : 255, offset = kind == KIND_Q8_0 ? 128 : kind == KIND_Q4_0 ? 8 : 0;
     for (uint32_t g = 0; g < groups; g++) {
+        v16 d[4], m[4];
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            const uint8_t *scale = panel + (uint64_t)p * panel_bytes + g * (unsigned)scale_step;
+            d[p] = v16_load_f16(scale);
+            m[p] = kind == KIND_Q4_1 ? v16_load_f16(scale + 32) : d[p];
+        }
         for (int v = 0; v < 8; v++) {
             const uint8_t *four =
                 panel + scale_bytes +
@@ -115,12 +122,9 @@ INLINE void tile_blocks(v16 *sums, float_kind kind, const float_tile *tile, int 
                 v16 w[4];
                 UNROLL for (int p = 0; p < panels; p++)
                 {
-                    const uint8_t *scale = panel + (uint64_t)p * panel_bytes + g * scale_step;
                     int shift = 8 * j + (nibbles && v >= 4 ? 4 : 0);
                     v16 q = v16_load_bits(four + (uint64_t)p * panel_bytes, shift, mask, offset);
-                    v16 d = v16_load_f16(scale);
-                    w[p] =
-                        kind == KIND_Q4_1 ? v16_fma(d, q, v16_load_f16(scale + 32)) : v16_mul(d, q);
+                    w[p] = kind == KIND_Q4_1 ? v16_fma(d[p], q, m[p]) : v16_mul(d[p], q);
                 }
                 UNROLL for (int r = 0; r < rows; r++)
                 {
@@ -155,28 +159,27 @@ INLINE void tile_any(float_kind kind, const float_tile *tile, int rows, int pane
     }
 }
 
+/* The tile of many rows, FLOAT_ROWS by FLOAT_PANELS: as many chains as there are registers for, so
+ * that a weight or an activation, once loaded, serves several FMAs. Fewer rows: FEW_ROWS by 4. */
 #if defined(__AVX512F__)
-enum { FLOAT_ROWS_MAX = 8 };
+enum { FLOAT_ROWS = 6, FLOAT_PANELS = 2, FEW_ROWS = 3 };
 #else
-enum { FLOAT_ROWS_MAX = 4 }; /* two registers a sum, sixteen in all */
+enum { FLOAT_ROWS = 4, FLOAT_PANELS = 1, FEW_ROWS = 1 }; /* two registers a chain, sixteen in all */
 #endif
 
-/* All m of the call by the panels of one tile. */
+/* All m of the call by the given number of panels: 4, FLOAT_PANELS or 1. */
 INLINE void float_rows(float_kind kind, float_tile tile, uint32_t m_count, uint32_t panels)
 {
     while (m_count > 0) {
-        uint32_t rows = 1;
-        if (FLOAT_ROWS_MAX >= 8 && m_count >= 8) {
-            rows = 8;
-            tile_any(kind, &tile, FLOAT_ROWS_MAX, 1);
-        } else if (m_count >= 4) {
-            rows = 4;
-            tile_any(kind, &tile, 4, 1);
-        } else if (panels == 4) {
-            tile_any(kind, &tile, 1, 4);
-        } else {
-            tile_any(kind, &tile, 1, 1);
-        }
+        uint32_t rows = panels == 4 ? FEW_ROWS : FLOAT_ROWS;
+        if (m_count < rows) rows = 1;
+        if (panels == 4)
+            rows == 1 ? tile_any(kind, &tile, 1, 4) : tile_any(kind, &tile, FEW_ROWS, 4);
+        else if (panels == FLOAT_PANELS)
+            rows == 1 ? tile_any(kind, &tile, 1, FLOAT_PANELS)
+                      : tile_any(kind, &tile, FLOAT_ROWS, FLOAT_PANELS);
+        else
+            rows == 1 ? tile_any(kind, &tile, 1, 1) : tile_any(kind, &tile, FLOAT_ROWS, 1);
         tile.m += rows;
         tile.out += rows * tile.out_stride;
         m_count -= rows;
@@ -203,9 +206,13 @@ FLOAT_KIND_FUNCTION(rows_pair, KIND_PAIR)
 
 static void product_float(float_tile tile, uint32_t m_count)
 {
-    /* Few rows: four panels at a time. Many: one panel, kept in the first cache, by all rows. */
+    /* Few rows: four panels at a time. Many: panels that stay in cache while all rows go by. */
     while (tile.n < tile.n_end) {
-        uint32_t panels = m_count < 4 && tile.n_end - tile.n >= 64 ? 4 : 1;
+        uint32_t left = (tile.n_end - tile.n + 15) / PLLM_PANEL_ROWS, panels = 1;
+        if (m_count < FLOAT_ROWS && left >= 4)
+            panels = 4;
+        else if (left >= FLOAT_PANELS)
+            panels = FLOAT_PANELS;
         switch (float_kind_of(tile.linear)) {
         case KIND_F32:
             rows_f32(tile, m_count, panels);

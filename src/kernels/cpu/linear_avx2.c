@@ -48,6 +48,16 @@ void pllm_prepare_avx2(pllm_activations *activations, uint32_t row, const float 
         prepare_group(activations, first + g, x + (uint64_t)g * PLLM_GROUP);
 }
 
+/* sum += w . the pair at a, in each lane. The empty asm keeps the compiler from turning the chain
+ * into a tree, whose many live sums would not fit in sixteen registers. */
+INLINE __m256i add_pairs(__m256i sum, __m256i w, const int8_t *a)
+{
+    __m256i pair = _mm256_broadcastd_epi32(_mm_loadu_si32(a));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, pair));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* ROWS rows of x by HALVES halves of a panel, from the given half. */
 INLINE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t *panel, int half,
                          int rows, int halves)
@@ -56,7 +66,7 @@ INLINE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t
     uint64_t groups = tile->linear->k / PLLM_GROUP, stride = activations->group_count;
     uint64_t first = tile->m * stride;
     const uint8_t *quants = panel + pllm_panel_scale_bytes(dtype, tile->linear->k) + half * 32;
-    const uint8_t *scales = panel + half * 16;
+    const uint8_t *scales = panel + half * 16, *ahead = panel + 4096;
     int parts = dtype == PLLM_Q8_0 ? 1 : 2, vectors = 8 / parts;
     int scale_step = dtype == PLLM_Q4_1 ? 64 : 32;
     int offset = dtype == PLLM_Q8_0 ? 128 : dtype == PLLM_Q4_0 ? 8 : 0;
@@ -64,6 +74,10 @@ INLINE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t
     __m256 totals[4];
     UNROLL for (int i = 0; i < rows * halves; i++) totals[i] = _mm256_setzero_ps();
     for (uint64_t g = 0; g < groups; g++, quants += 64 * vectors, scales += scale_step) {
+        if (half == 0) /* with few rows memory is the limit: ask for what is 4 KiB ahead */
+            for (int i = 0; i < 64 * vectors + scale_step; i += 64)
+                _mm_prefetch((const char *)ahead + g * (64u * vectors + scale_step) + i,
+                             _MM_HINT_T0);
         __m256i sums[4];
         UNROLL for (int r = 0; r < rows; r++)
         {
@@ -84,13 +98,8 @@ INLINE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t
                     {
                         uint64_t group = first + (uint64_t)r * stride + g;
                         const int8_t *a = activations->quantised + group * 64 + 8 * v + 32 * part;
-                        int32_t pair[2];
-                        memcpy(pair, a, sizeof pair);
-                        __m256i sum = sums[r * halves + h];
-                        sum = _mm256_add_epi32(sum,
-                                               _mm256_madd_epi16(even, _mm256_set1_epi32(pair[0])));
-                        sums[r * halves + h] = _mm256_add_epi32(
-                            sum, _mm256_madd_epi16(odd, _mm256_set1_epi32(pair[1])));
+                        sums[r * halves + h] = add_pairs(sums[r * halves + h], even, a);
+                        sums[r * halves + h] = add_pairs(sums[r * halves + h], odd, a + 4);
                     }
                 }
             }

@@ -126,9 +126,8 @@ INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
     __m512 totals[DIRECT_ROWS];
     UNROLL for (int r = 0; r < rows; r++) totals[r] = _mm512_setzero_ps();
     for (uint32_t g = 0; g < groups; g++) {
-        if (rows == 1)
-            UNROLL for (int i = 0; i < group_bytes; i += 64)
-                _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        UNROLL for (int i = 0; i < group_bytes; i += 64)
+            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
         ahead += group_bytes;
         __m512i w[8];
         unpack_group(w, dtype, quants);
@@ -369,12 +368,14 @@ static void rows_pair(float_tile tile, uint32_t m_count, uint32_t panels)
 {
     while (m_count > 0) {
         uint32_t rows = 1;
-        if (m_count >= 8)
-            tile_pair(&tile, 8, 1), rows = 8;
-        else if (m_count >= 4)
-            tile_pair(&tile, 4, 1), rows = 4;
+        if (m_count >= FLOAT_ROWS && panels == FLOAT_PANELS)
+            tile_pair(&tile, FLOAT_ROWS, FLOAT_PANELS), rows = FLOAT_ROWS;
         else if (panels == 4)
             tile_pair(&tile, 1, 4);
+        else if (panels == FLOAT_PANELS)
+            tile_pair(&tile, 1, FLOAT_PANELS);
+        else if (m_count >= FLOAT_ROWS)
+            tile_pair(&tile, FLOAT_ROWS, 1), rows = FLOAT_ROWS;
         else
             tile_pair(&tile, 1, 1);
         tile.m += rows;
