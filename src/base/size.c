@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/context.h"
 #include "base/size.h"
+#include "base/text.h"
 
 enum { FRACTION_DIGITS_MAX = 18 }; /* 10^18 * 2^40 fits in 128 bits with room to spare */
 
@@ -63,10 +64,11 @@ static int unit_find(const char *text, size_t length, uint64_t *unit_out)
 
 static int size_fail(const char *text, const char *why)
 {
+    char quoted[PLLM_QUOTE_BYTES];
     return pllm_fail(PLLM_EINVAL, 0,
-                     "\"%.60s\" is not a size: %s; write for example 24GB, 1.5GiB, "
+                     "%s is not a size: %s; write for example 24GB, 1.5GiB, "
                      "a plain number of bytes, or unlimited",
-                     text, why);
+                     pllm_text_quote(text, quoted, sizeof quoted), why);
 }
 
 int pllm_size_parse(const char *text, uint64_t *bytes_out)
