@@ -13,7 +13,7 @@ import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODEL = os.path.join(ROOT, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
-TINY = os.path.join(ROOT, "tests", "reference", "llama")
+TINY = os.path.join(ROOT, "tests", "reference", "models", "llama")
 
 
 def find_program():
