@@ -41,13 +41,16 @@ static void minimums_cannot_be_taken_by_others(void **state)
     assert_int_equal(pllm_budget_charge(b, 1), PLLM_ENODEVMEM);
     pllm_budget_credit(a, 60); /* below its minimum: 10 of its 30 stay its own */
     assert_int_equal(pllm_budget_charge(b, 41), PLLM_ENODEVMEM); /* above b's limit */
+    assert_int_equal(pllm_budget_member_set(b, 20, 100), PLLM_OK);
+    assert_int_equal(pllm_budget_charge(b, 51), PLLM_ENODEVMEM); /* into a's minimum */
+    assert_int_equal(pllm_budget_member_set(b, 20, 60), PLLM_OK);
     assert_int_equal(pllm_budget_charge(b, 40), PLLM_OK);
     assert_int_equal(pllm_budget_charge(a, 20), PLLM_OK);
     pllm_budget_stats stats;
     pllm_budget_stats_get(budget, &stats);
     assert_int_equal(stats.charged_bytes, 100);
     assert_int_equal(stats.peak_bytes, 100);
-    assert_int_equal(stats.refused_count, 4);
+    assert_int_equal(stats.refused_count, 5);
     assert_int_equal(stats.member_count, 2);
     leave(a);
     leave(b);
