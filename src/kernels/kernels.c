@@ -6,19 +6,20 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/elementwise.h"
 
-#define VERSION(version)                     \
-    static const pllm_kernels version = {    \
-        .name = #version,                    \
-        .pack = pllm_pack,                   \
-        .unpack_row = pllm_unpack_row,       \
-        .prepare = pllm_prepare_##version,   \
-        .product = pllm_product_##version,   \
-        .rms_norm = pllm_rms_norm_##version, \
-        .rotary = pllm_rotary_##version,     \
-        .swiglu = pllm_swiglu_##version,     \
-        .add = pllm_add_##version,           \
-        .softmax = pllm_softmax_##version,   \
-        .dot = pllm_dot_##version,           \
+#define VERSION(version)                        \
+    static const pllm_kernels version = {       \
+        .name = #version,                       \
+        .pack = pllm_pack,                      \
+        .unpack_row = pllm_unpack_row,          \
+        .prepare = pllm_prepare_##version,      \
+        .product = pllm_product_##version,      \
+        .rms_norm = pllm_rms_norm_##version,    \
+        .rotary = pllm_rotary_##version,        \
+        .swiglu = pllm_swiglu_##version,        \
+        .add = pllm_add_##version,              \
+        .softmax = pllm_softmax_##version,      \
+        .dot = pllm_dot_##version,              \
+        .attention = &pllm_attention_##version, \
     }
 
 VERSION(reference);
