@@ -44,6 +44,7 @@ struct pllm_disk { /* first member of every backend */
     uint32_t direct;     /* O_DIRECT is in force */
     uint32_t registered; /* staging buffers are registered */
     char note[160];      /* why something fell back, "" if nothing did; for a person */
+    char folder[256];    /* where the file is, for messages; cut if longer */
 };
 
 typedef struct pllm_disk_options {
@@ -55,7 +56,8 @@ typedef struct pllm_disk_options {
     uint64_t staging_bytes;
 } pllm_disk_options;
 
-/* Errors: EINVAL, ENOMEM, EIO (folder missing, not writable), ELIMIT (no room; says how much there
+/* AUTO: io_uring, and where that cannot be had, the pool of threads.
+ * Errors: EINVAL, ENOMEM, EIO (folder missing, not writable), ELIMIT (no room; says how much there
  * is and how much was asked). tmpfs or a file system without O_DIRECT works and says so in note. */
 int pllm_disk_open(const pllm_context *context, const pllm_disk_options *options,
                    pllm_disk **disk_out);

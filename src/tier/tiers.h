@@ -14,9 +14,8 @@
 
 #include "device/device.h"
 #include "tier/disk.h"
+#include "tier/slots.h" /* PLLM_NONE */
 #include "vmm/budget.h"
-
-#define PLLM_NONE UINT32_MAX /* no frame, slot, page */
 
 typedef enum pllm_place { PLLM_AT_DEVICE = 0, PLLM_AT_HOST = 1, PLLM_AT_DISK = 2 } pllm_place;
 
@@ -26,12 +25,14 @@ typedef struct pllm_tiers_options {
     uint32_t frame_max;          /* frames reserved (address space), whatever the budget gives */
     uint64_t page_bytes;         /* multiple of 4 KiB */
     uint64_t device_limit_bytes; /* of frames, within the budget; UINT64_MAX: the budget alone */
-    uint64_t host_bytes;         /* of host slots; 0: none */
+    uint64_t host_bytes;         /* of host slots; 0: none; UINT64_MAX: as they are needed */
     uint64_t disk_bytes;         /* of disk slots; 0: none */
     const char *disk_folder;
     pllm_disk_kind disk_kind;
-    pllm_disk *disk;         /* a backend to use instead (tests); taken over; NULL: open one */
+    pllm_disk *disk; /* a backend to use instead (tests); taken over on success; NULL: open one */
     const char *member_name; /* of the budget; NULL: "frames" */
+    uint32_t staging_count;  /* extents between disk and device; 0: 6, which stays under the usual
+                                memlock limit of 8 MiB; none without a disk */
 } pllm_tiers_options;
 
 /* Borrows device and budget. Errors: EINVAL, ENOMEM, ENODEVMEM, EDEVICE, EIO, ELIMIT. */
@@ -42,8 +43,9 @@ void pllm_tiers_close(pllm_tiers *tiers); /* no transfer in flight; NULL is fine
 uint64_t pllm_tiers_page_bytes(const pllm_tiers *tiers);
 pllm_device *pllm_tiers_device(const pllm_tiers *tiers);
 
-/* The lowest free frame, backing it first where needed (whole chunks are mapped; frames may
- * straddle chunks). ENODEVMEM (bare) when the limit or the budget is reached: evict and retry. */
+/* The lowest free frame that is backed, else the lowest free one, which is backed first (whole
+ * chunks are mapped; frames may straddle chunks). ENODEVMEM (bare) when the limit or the budget is
+ * reached: evict and retry. */
 int pllm_tiers_frame_alloc(pllm_tiers *tiers, uint32_t *frame_out);
 /* Under PLLM_CHECKS the frame is filled with NaN first. */
 void pllm_tiers_frame_free(pllm_tiers *tiers, uint32_t frame);
@@ -55,6 +57,9 @@ uint32_t pllm_tiers_frame_limit(const pllm_tiers *tiers);
  * many should go, and trim then gives chunks that hold no frame in use back to the budget. */
 int pllm_tiers_set_device_limit(pllm_tiers *tiers, uint64_t bytes);
 uint32_t pllm_tiers_frame_excess(const pllm_tiers *tiers);
+/* 1: the frame lies above the limit of this moment; evicting such frames first is what empties
+ * chunks, so that trim has something to give back. */
+int pllm_tiers_frame_is_high(const pllm_tiers *tiers, uint32_t frame);
 uint64_t pllm_tiers_trim(pllm_tiers *tiers); /* bytes given back */
 
 /* place: AT_HOST or AT_DISK. after: the slot to follow, or PLLM_NONE to begin a stream.
@@ -62,6 +67,13 @@ uint64_t pllm_tiers_trim(pllm_tiers *tiers); /* bytes given back */
 int pllm_tiers_slot_alloc(pllm_tiers *tiers, pllm_place place, uint32_t after, uint32_t *slot_out);
 void pllm_tiers_slot_free(pllm_tiers *tiers, pllm_place place, uint32_t slot);
 void *pllm_tiers_host_slot(const pllm_tiers *tiers, uint32_t slot);
+uint32_t pllm_tiers_extent_pages(const pllm_tiers *tiers); /* pages of one extent */
+
+/* For transfer.c. NULL and 0 where there is no disk. */
+pllm_disk *pllm_tiers_disk(const pllm_tiers *tiers);
+void *pllm_tiers_staging(const pllm_tiers *tiers, uint32_t *page_count_out);
+uint32_t pllm_tiers_slot_count(const pllm_tiers *tiers, pllm_place place); /* that exist now */
+void pllm_tiers_check(const pllm_tiers *tiers); /* invariants, for tests; aborts when broken */
 
 typedef struct pllm_tiers_stats {
     uint64_t page_bytes;
