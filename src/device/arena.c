@@ -329,18 +329,23 @@ void pllm_arena_unmap(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
     pthread_mutex_unlock(&arena->lock);
 }
 
-int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out)
+static int descriptor_copy(const pllm_context *context, int fd, int *fd_out)
 {
     *fd_out = -1;
     for (;;) {
-        int fd = fcntl(chunk->fd, F_DUPFD_CLOEXEC, 0);
-        if (fd >= 0) {
-            *fd_out = fd;
+        int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (copy >= 0) {
+            *fd_out = copy;
             return PLLM_OK;
         }
-        if (errno != EMFILE || !raise_descriptor_limit(arena->context))
-            return chunk_fail(errno, "export a chunk");
+        if (errno != EMFILE || !raise_descriptor_limit(context))
+            return chunk_fail(errno, "copy a chunk's descriptor");
     }
+}
+
+int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out)
+{
+    return descriptor_copy(arena->context, chunk->fd, fd_out);
 }
 
 int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chunk **chunk_out)
@@ -358,8 +363,8 @@ int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chun
         return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a host device", fd);
     pllm_chunk *chunk = pllm_alloc(arena->context, sizeof *chunk);
     if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
-    *chunk = (pllm_chunk){.bytes = bytes, .fd = fd, .imported = 1};
-    status = pllm_arena_chunk_export(arena, chunk, &chunk->fd); /* our own descriptor */
+    *chunk = (pllm_chunk){.bytes = bytes, .imported = 1};
+    status = descriptor_copy(arena->context, fd, &chunk->fd);
     if (status < 0) {
         pllm_free(arena->context, chunk);
         return status;

@@ -13,7 +13,8 @@
  * Errors: every call that returns int returns a pllm status. ENODEVMEM (no error record is
  * written) where physical memory or a configured capacity has run out; EDEVICE where the device
  * failed, with its own code in native. An asynchronous failure is reported by the wait, sync or
- * query that follows it on the same stream, and sticks to events recorded after it. */
+ * query that follows it on the same stream; it sticks to events recorded after it, and to streams
+ * that wait for one of those, until a stream_sync has reported it. */
 #ifndef PLLM_DEVICE_DEVICE_H
 #define PLLM_DEVICE_DEVICE_H
 
@@ -80,20 +81,23 @@ typedef struct pllm_device_ops {
     int (*stream_open)(pllm_device *device, pllm_stream **stream_out);
     void (*stream_close)(pllm_device *device, pllm_stream *stream); /* NULL is fine */
     int (*event_open)(pllm_device *device, pllm_event **event_out);
-    void (*event_close)(pllm_device *device, pllm_event *event); /* not pending; NULL is fine */
-    /* The event now stands for all work submitted to the stream so far. */
+    /* Streams may still hold waits for it; NULL is fine. */
+    void (*event_close)(pllm_device *device, pllm_event *event);
+    /* The event now stands for all work submitted to the stream so far. EBUSY: it is pending on
+     * another stream (on the same one it may be recorded again). */
     int (*event_record)(pllm_device *device, pllm_event *event, pllm_stream *stream);
     /* 1: done (or never recorded), 0: not yet, negative: the work failed. */
     int (*event_query)(pllm_device *device, pllm_event *event);
     /* Waits on the CPU at most timeout_ns. OK, ETIMEDOUT, or the work's failure. On sim, waiting is
      * what moves the clock. */
     int (*event_wait)(pllm_device *device, pllm_event *event, uint64_t timeout_ns);
-    /* Later work on the stream starts only after the event. */
+    /* Later work on the stream starts only after the event, as last recorded by now. */
     int (*stream_wait)(pllm_device *device, pllm_stream *stream, pllm_event *event);
     int (*stream_sync)(pllm_device *device, pllm_stream *stream);
 
-    /* Movement: submits and returns. Ranges may not overlap within a call. A call that returns an
-     * error has submitted nothing. */
+    /* Movement: submits and returns. Ranges may not overlap within a call; zero bytes are nothing.
+     * A call that returns an error has submitted nothing. Device sides must be mapped: EINVAL
+     * otherwise (a device that cannot tell then reports EDEVICE with the work). */
     int (*copy)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
                 const pllm_copy *copy);
     int (*copy_batch)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
@@ -112,7 +116,8 @@ struct pllm_device { /* first member of every device */
 /* The host device: an arena of memfd chunks, one worker thread a stream. */
 typedef struct pllm_host_device_options {
     uint32_t struct_bytes;
-    uint64_t capacity_bytes;      /* of chunks in all; 0 or UINT64_MAX: what the machine has */
+    uint64_t capacity_bytes;      /* of chunks in all; 0, or more than that: what the machine has
+                                     free when the device opens */
     uint64_t granularity_bytes;   /* power of two >= 64 KiB; 0: 64 KiB */
     uint64_t chunk_bytes;         /* preferred; 0: 2 MiB */
     double link_bytes_per_second; /* IN and OUT copies take at least bytes / this, each direction
@@ -127,7 +132,7 @@ int pllm_device_open_host(const pllm_context *context, const pllm_host_device_op
 typedef struct pllm_sim_device_options {
     uint32_t struct_bytes;
     uint64_t seed, capacity_bytes, granularity_bytes, chunk_bytes;
-    uint64_t latency_ns_max; /* each operation takes a seeded time up to this */
+    uint64_t latency_ns_max; /* each copy or fill takes a seeded time from 1 to 1 + this */
 } pllm_sim_device_options;
 int pllm_device_open_sim(const pllm_context *context, const pllm_sim_device_options *options,
                          pllm_device **device_out);
@@ -144,6 +149,18 @@ int pllm_device_open_faulty(const pllm_context *context, pllm_device *inner,
                             const pllm_faulty_device_options *options, pllm_device **device_out);
 uint64_t pllm_faulty_device_calls(const pllm_device *device); /* fallible calls seen */
 int64_t pllm_faulty_device_live(const pllm_device *device);   /* opened minus closed, all kinds */
+typedef enum pllm_faulty_kind {
+    PLLM_FAULTY_RESERVATION = 0,
+    PLLM_FAULTY_CHUNK,
+    PLLM_FAULTY_MAPPING,
+    PLLM_FAULTY_HOST,
+    PLLM_FAULTY_STREAM,
+    PLLM_FAULTY_EVENT,
+    PLLM_FAULTY_KINDS,
+} pllm_faulty_kind;
+int64_t pllm_faulty_device_live_of(const pllm_device *device, pllm_faulty_kind kind);
+/* Counts calls from 0 again and fails number fail_at of them. */
+void pllm_faulty_device_arm(pllm_device *device, uint64_t fail_at);
 
 static inline void pllm_device_close(pllm_device *device)
 {
