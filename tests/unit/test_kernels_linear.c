@@ -190,7 +190,7 @@ static double exact(const matrix *w, uint32_t row, const float *x, double *error
             float largest = 0;
             for (uint32_t j = i / 32 * 32; j < i / 32 * 32 + 32; j++)
                 largest = fmaxf(largest, fabsf(x[j]));
-            error += fabs((double)values[i]) * largest * 0.501 / PLLM_ACTIVATION_MAX;
+            error += fabs((double)values[i]) * largest * 0.501 / 16319; /* 15 bits */
             /* Q4_1 sums d * q * x and m * x apart, which may cancel. */
             error += (fabs(term) + 0.15 * fabsf(x[i])) * 4e-7;
             break;

@@ -199,6 +199,7 @@ INLINE v16 v16_load_bits(const void *p, int shift, int mask, int offset)
 }
 INLINE v16 v16_load_first(const float *p, uint32_t count, float rest)
 {
+    if (count == 16) return v16_load(p);
     float lanes[16];
     for (int l = 0; l < 16; l++) lanes[l] = rest;
     memcpy(lanes, p, count * sizeof *p);
@@ -206,6 +207,10 @@ INLINE v16 v16_load_first(const float *p, uint32_t count, float rest)
 }
 INLINE void v16_store_first(float *p, uint32_t count, v16 x)
 {
+    if (count == 16) {
+        v16_store(p, x);
+        return;
+    }
     float lanes[16];
     v16_store(lanes, x);
     memcpy(p, lanes, count * sizeof *p);

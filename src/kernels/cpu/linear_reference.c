@@ -29,6 +29,15 @@ static void prepare_group(pllm_activations *activations, uint64_t index, const f
     activations->scaled_sum[index] = scale.scale * (float)sum;
 }
 
+/* pllm_f32_to_bf16 without a branch, so that the loop below becomes vectors. */
+static inline uint16_t round_to_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+}
+
 void pllm_prepare_plain(pllm_activations *activations, uint32_t row, const float *x, uint32_t forms)
 {
     uint32_t k = activations->k, padded = activations->k_padded;
@@ -39,7 +48,7 @@ void pllm_prepare_plain(pllm_activations *activations, uint32_t row, const float
     }
     if (forms & PLLM_FORM_BF16) {
         uint16_t *out = activations->bf16 + (uint64_t)row * padded;
-        for (uint32_t i = 0; i < k; i++) out[i] = pllm_f32_to_bf16(x[i]);
+        for (uint32_t i = 0; i < k; i++) out[i] = round_to_bf16(x[i]);
         memset(out + k, 0, (padded - k) * sizeof *out);
     }
 }
