@@ -23,6 +23,9 @@ typedef uint32_t pllm_page;
 
 typedef enum pllm_prefetch_kind { PLLM_PREFETCH_NONE, PLLM_PREFETCH_SEQUENTIAL } pllm_prefetch_kind;
 
+/* "sequential", "none"; EINVAL with a sentence for any other name. */
+int pllm_prefetch_from_name(const char *name, pllm_prefetch_kind *kind_out);
+
 typedef struct pllm_pager_options {
     uint32_t struct_bytes;
     uint32_t page_max;
