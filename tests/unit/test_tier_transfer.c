@@ -115,10 +115,19 @@ static void test_host_round_trips(void **state)
     round_trip(PLLM_AT_HOST, 96 << 10, 150);
 }
 
+static void test_disk_round_trips(void **state)
+{
+    (void)state;
+    round_trip(PLLM_AT_DISK, 4096, 700);
+    round_trip(PLLM_AT_DISK, 24 << 10, 300);
+    round_trip(PLLM_AT_DISK, 96 << 10, 150);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_host_round_trips),
+        cmocka_unit_test(test_disk_round_trips),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
