@@ -1,0 +1,487 @@
+/* engine.c - opening an engine: its model, memory, limits; and what it tells about itself.
+ *
+ * Limits. Device bytes are: workspace + open blocks + frames. kv_limit bounds open blocks and
+ * frames together; vram_limit bounds everything. The least that works is
+ *   kv_limit:   sequence_max * layers * open block + 8 frames (one chunk), rounded up to chunks
+ *   vram_limit: workspace + the least kv_limit
+ * since attention must see one chunk of 8 blocks at a time. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/hash.h"
+#include "base/size.h"
+#include "engine/engine_internal.h"
+
+enum { LEAST_FRAMES = PLLM_CHUNK_BLOCKS };
+
+static int read_options(pllm_engine *engine, const pllm_engine_options *options)
+{
+    if (options) {
+        if (options->struct_bytes < sizeof *options)
+            return pllm_fail(PLLM_EINVAL, 0, "pllm_engine_options.struct_bytes is %u, not %zu",
+                             options->struct_bytes, sizeof *options);
+        engine->options = *options;
+    }
+    pllm_engine_options *o = &engine->options;
+    if (!o->device) o->device = "host";
+    if (!o->vram_limit_bytes) o->vram_limit_bytes = PLLM_UNLIMITED;
+    if (!o->kv_limit_bytes) o->kv_limit_bytes = PLLM_UNLIMITED;
+    if (!o->policy) o->policy = "static";
+    if (!o->prefetch_strategy) o->prefetch_strategy = "sequential";
+    if (!o->kv_format) o->kv_format = "auto";
+    if (!o->compute) o->compute = "auto";
+    if (!o->disk_io) o->disk_io = "auto";
+    if (!o->sequence_max) o->sequence_max = 1;
+    if (o->sequence_max > 1024)
+        return pllm_fail(PLLM_ELIMIT, 0,
+                         "sequence_max is %u; at most 1024 sequences are open at once",
+                         o->sequence_max);
+    return PLLM_OK;
+}
+
+/* The position of text in names, or EINVAL with a sentence that lists them. */
+static int choose(const char *what, const char *text, const char *const *names, uint32_t name_count)
+{
+    char list[256] = "";
+    for (uint32_t i = 0; i < name_count; i++) {
+        if (strcmp(text, names[i]) == 0) return (int)i;
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", names[i]);
+    }
+    return pllm_fail(PLLM_EINVAL, 0, "%s '%s' is unknown: use one of %s", what, text, list);
+}
+
+static int open_device(pllm_engine *engine)
+{
+    const pllm_engine_options *o = &engine->options;
+    if (strncmp(o->device, "cuda", 4) == 0)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "this build has no CUDA device: use --device host (pagedllm doctor lists "
+                         "what is there)");
+    if (strcmp(o->device, "host") != 0)
+        return pllm_fail(PLLM_EINVAL, 0, "device '%s' is unknown: use host", o->device);
+    pllm_host_device_options host = {.struct_bytes = sizeof host,
+                                     .granularity_bytes = o->granularity_bytes,
+                                     .chunk_bytes = o->granularity_bytes,
+                                     .link_bytes_per_second = o->link_bytes_per_second,
+                                     .link_latency_ns = o->link_latency_ns};
+    return pllm_device_open_host(engine->context, &host, &engine->device);
+}
+
+/* inverse_frequency[i] = base^(-2i/dims), stretched as the rope kind says. llama3: Llama 3.1's rule
+ * (low frequencies divided by factor, high ones kept, a linear blend between). */
+static int make_frequencies(pllm_engine *engine)
+{
+    const pllm_model_shape *s = &engine->shape;
+    uint32_t half = s->rope.dims / 2;
+    engine->inverse_frequency = pllm_alloc_array(engine->context, half, sizeof(float));
+    if (!engine->inverse_frequency) return pllm_fail_memory("rotary frequencies", half * 4ull);
+    for (uint32_t i = 0; i < half; i++) {
+        double frequency = pow((double)s->rope.base, -2.0 * i / s->rope.dims);
+        if (s->rope.kind == PLLM_ROPE_LINEAR) frequency /= (double)s->rope.factor;
+        if (s->rope.kind == PLLM_ROPE_LLAMA3) {
+            double length = 2 * M_PI / frequency, original = s->rope.original_context;
+            double low = (double)s->rope.low_freq_factor, high = (double)s->rope.high_freq_factor;
+            double blend = (original / length - low) / (high - low);
+            blend = blend < 0 ? 0 : blend > 1 ? 1 : blend;
+            frequency = (1 - blend) * frequency / (double)s->rope.factor + blend * frequency;
+        }
+        engine->inverse_frequency[i] = (float)frequency;
+    }
+    return PLLM_OK;
+}
+
+static int choose_formats(pllm_engine *engine, pllm_dtype *kv_out)
+{
+    static const char *const kv_names[] = {"auto", "f32", "f16", "bf16", "int8", "int4"};
+    static const pllm_dtype kv_types[] = {PLLM_F16,  PLLM_F32,  PLLM_F16,
+                                          PLLM_BF16, PLLM_INT8, PLLM_INT4};
+    static const char *const compute_names[] = {"auto", "f32", "bf16"};
+    int kv = choose("KV format", engine->options.kv_format, kv_names, 6);
+    if (kv < 0) return kv;
+    int compute = choose("compute", engine->options.compute, compute_names, 3);
+    if (compute < 0) return compute;
+    pllm_dtype weights = pllm_model_layer(engine->model, 0)->q.dtype;
+    *kv_out = kv_types[kv];
+    if (kv == 0 && (weights == PLLM_F32 || weights == PLLM_BF16)) *kv_out = PLLM_F32;
+    engine->compute =
+        (pllm_compute[]){PLLM_COMPUTE_AUTO, PLLM_COMPUTE_F32, PLLM_COMPUTE_BF16}[compute];
+    return PLLM_OK;
+}
+
+static int refuse_limit(const char *option, uint64_t limit, uint64_t least, const char *what)
+{
+    char have[32], need[32];
+    return pllm_fail(
+        PLLM_ENODEVMEM, 0,
+        "--%s is %s, but this model needs at least %s (%llu bytes) %s: raise it, lower "
+        "the context or use a smaller --kv-format",
+        option, pllm_size_text(limit, have, sizeof have), pllm_size_text(least, need, sizeof need),
+        (unsigned long long)least, what);
+}
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
+/* Workspace, open blocks and frames, in that order, under the two limits. */
+static int open_memory(pllm_engine *engine)
+{
+    static const char *const policies[] = {"static", "lru", "2q"};
+    static const char *const prefetchers[] = {"none", "sequential"};
+    static const char *const disks[] = {"auto", "uring", "pread"};
+    const pllm_engine_options *o = &engine->options;
+    pllm_kv_cache *cache = &engine->cache;
+    int policy = choose("policy", o->policy, policies, 3);
+    if (policy < 0) return policy;
+    int prefetch = choose("prefetch strategy", o->prefetch_strategy, prefetchers, 2);
+    if (prefetch < 0) return prefetch;
+    int disk = choose("disk I/O", o->disk_io, disks, 3);
+    if (disk < 0) return disk;
+
+    pllm_device_info device;
+    int status = engine->device->ops->info(engine->device, &device);
+    if (status < 0) return status;
+    uint64_t chunk = device.chunk_bytes,
+             frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
+    uint64_t open_bytes = (uint64_t)o->sequence_max * engine->shape.layer_count *
+                          pllm_kv_block_bytes(&cache->shape, cache->shape.open);
+    uint64_t workspace_bytes = pllm_engine_layout(engine, NULL);
+    uint64_t least_frames = round_up(LEAST_FRAMES * frame, chunk);
+    engine->fixed_bytes = round_up(workspace_bytes, device.granularity_bytes);
+    engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
+    engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
+    if (o->vram_limit_bytes < engine->least_vram_bytes)
+        return refuse_limit("vram-limit", o->vram_limit_bytes, engine->least_vram_bytes,
+                            "for its workspace and one chunk of KV blocks");
+    if (o->kv_limit_bytes < engine->least_kv_bytes)
+        return refuse_limit("kv-limit", o->kv_limit_bytes, engine->least_kv_bytes,
+                            "for the open blocks and one chunk of sealed ones");
+
+    status = pllm_budget_open(engine->context, o->vram_limit_bytes, &engine->budget);
+    if (status < 0) return status;
+    status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
+                                 workspace_bytes, &engine->workspace);
+    if (status < 0) return status;
+    status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
+                                 open_bytes, &engine->open_space);
+    if (status < 0) return status;
+    char *base =
+        engine->device->ops->host_view(engine->device, pllm_workspace_va(engine->workspace));
+    void *open =
+        engine->device->ops->host_view(engine->device, pllm_workspace_va(engine->open_space));
+    if (!base || !open)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device %s cannot be computed on by the CPU",
+                         o->device);
+    pllm_engine_layout(engine, base);
+
+    uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count;
+    uint64_t frame_limit = o->kv_limit_bytes == PLLM_UNLIMITED
+                               ? PLLM_UNLIMITED
+                               : o->kv_limit_bytes - pllm_workspace_bytes(engine->open_space);
+    pllm_tiers_options tiers_options = {.struct_bytes = sizeof tiers_options,
+                                        .frame_max = (uint32_t)page_max,
+                                        .page_bytes = frame,
+                                        .device_limit_bytes = frame_limit,
+                                        .host_bytes = o->host_memory_bytes,
+                                        .disk_bytes = o->nvme_size_bytes,
+                                        .disk_folder = o->nvme_path,
+                                        .disk_kind = (pllm_disk_kind)disk};
+    pllm_tiers *tiers;
+    status =
+        pllm_tiers_open(engine->context, engine->device, engine->budget, &tiers_options, &tiers);
+    if (status < 0) return status;
+    pllm_pager_options pager_options = {
+        .struct_bytes = sizeof pager_options,
+        .page_max = (uint32_t)page_max,
+        .policy = (pllm_policy_kind)policy,
+        .prefetch = (pllm_prefetch_kind)prefetch,
+        .record_max = o->record_max,
+        .fingerprint = pllm_model_fingerprint(engine->model),
+        .format = cache->shape.sealed,
+    };
+    status = pllm_pager_open(engine->context, tiers, &pager_options, &engine->pager);
+    if (status < 0) {
+        pllm_tiers_close(tiers);
+        return status;
+    }
+    cache->pager = engine->pager;
+    cache->open = open;
+    return PLLM_OK;
+}
+
+static int open_all(pllm_engine *engine, const char *path)
+{
+    int status = pllm_model_open(engine->context, path, NULL, &engine->model);
+    if (status < 0) return status;
+    engine->shape = *pllm_model_shape_of(engine->model);
+    pllm_dtype kv;
+    status = choose_formats(engine, &kv);
+    if (status < 0) return status;
+    const pllm_engine_options *o = &engine->options;
+    uint32_t context_max = engine->shape.context_max;
+    if (o->context_max && o->context_max < context_max) context_max = o->context_max;
+    pllm_kv_shape shape;
+    status = pllm_kv_shape_init(&shape, kv, engine->shape.kv_head_count, engine->shape.head_dim);
+    if (status < 0) return status;
+    engine->head_shape = shape;
+    engine->head_shape.kv_heads = 1;
+    if (engine->shape.head_count / engine->shape.kv_head_count > PLLM_GROUP_MAX)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "%u query heads share a KV head; at most %u are supported",
+                         engine->shape.head_count / engine->shape.kv_head_count, PLLM_GROUP_MAX);
+    if ((uint64_t)(context_max + 31) / 32 * o->sequence_max * engine->shape.layer_count >
+        UINT32_MAX / 2)
+        return pllm_fail(PLLM_ELIMIT, 0,
+                         "%u sequences of %u tokens are more blocks than can be numbered",
+                         o->sequence_max, context_max);
+    status = pllm_tokenizer_open(engine->context, engine->model, &engine->tokenizer);
+    if (status < 0 && status != PLLM_ENOTFOUND) return status;
+    status = make_frequencies(engine);
+    if (status < 0) return status;
+    status = pllm_threads_open(engine->context, o->threads, &engine->threads);
+    if (status < 0) return status;
+    engine->spaces = pllm_alloc_array(engine->context, pllm_threads_count(engine->threads),
+                                      sizeof *engine->spaces);
+    if (!engine->spaces) return pllm_fail_memory("thread spaces", sizeof *engine->spaces);
+    engine->kernels = pllm_kernels_best();
+    status = pllm_kv_cache_init(&engine->cache, engine->context, NULL, &shape,
+                                engine->shape.layer_count, o->sequence_max, context_max, NULL);
+    if (status < 0) return status;
+    engine->row_max = TILE_ROWS + o->sequence_max - 1;
+    engine->chunk_max = (context_max + PLLM_CHUNK_TOKENS - 1) / PLLM_CHUNK_TOKENS;
+    /* Tiles of several sequences in one pass: n rows touch at most n / 32 + 2 blocks, and 8. */
+    engine->stage_max =
+        o->sequence_max == 1 ? PLLM_CHUNK_BLOCKS : PLLM_CHUNK_BLOCKS + 2 * o->sequence_max;
+    status = open_device(engine);
+    if (status < 0) return status;
+    /* Limits first: a refusal should not wait for the weights. */
+    status = open_memory(engine);
+    if (status < 0) return status;
+    status = pllm_pass_init(engine);
+    if (status < 0) return status;
+    return pllm_weights_init(&engine->weights, engine->context, engine->model, engine->kernels,
+                             engine->compute, engine->threads, o->progress, o->progress_user);
+}
+
+int pllm_engine_open(const pllm_context *context, const char *path,
+                     const pllm_engine_options *options, pllm_engine **engine_out)
+{
+    if (!engine_out) return pllm_fail(PLLM_EINVAL, 0, "engine_out is NULL");
+    *engine_out = NULL;
+    if (!path) return pllm_fail(PLLM_EINVAL, 0, "the model's path is NULL");
+    pllm_engine *engine = pllm_alloc(context, sizeof *engine);
+    if (!engine) return pllm_fail_memory("an engine", sizeof *engine);
+    engine->context = context;
+    int status = read_options(engine, options);
+    if (status == PLLM_OK) status = open_all(engine, path);
+    if (status < 0) {
+        pllm_error kept = *pllm_last_error();
+        pllm_engine_close(engine);
+        return status == kept.status ? pllm_fail(kept.status, kept.native, "%s", kept.text)
+                                     : pllm_fail(status, 0, "the engine could not open: %s",
+                                                 pllm_status_name(status));
+    }
+    *engine_out = engine;
+    return PLLM_OK;
+}
+
+void pllm_engine_close(pllm_engine *engine)
+{
+    if (!engine) return;
+    while (engine->sequences) pllm_sequence_close(engine->sequences);
+    pllm_weights_deinit(&engine->weights);
+    pllm_pass_deinit(engine);
+    pllm_pager_close(engine->pager);
+    pllm_workspace_close(engine->open_space);
+    pllm_workspace_close(engine->workspace);
+    pllm_kv_cache_deinit(&engine->cache);
+    pllm_budget_close(engine->budget);
+    pllm_device_close(engine->device);
+    pllm_free(engine->context, engine->spaces);
+    pllm_threads_close(engine->threads);
+    pllm_free(engine->context, engine->inverse_frequency);
+    pllm_tokenizer_close(engine->tokenizer);
+    pllm_model_close(engine->model);
+    pllm_free(engine->context, engine);
+}
+
+int pllm_engine_info_get(const pllm_engine *engine, pllm_engine_info *info_out)
+{
+    if (info_out->struct_bytes < sizeof *info_out)
+        return pllm_fail(PLLM_EINVAL, 0, "pllm_engine_info.struct_bytes is %u, not %zu",
+                         info_out->struct_bytes, sizeof *info_out);
+    const pllm_model_shape *s = &engine->shape;
+    const pllm_kv_cache *cache = &engine->cache;
+    *info_out = (pllm_engine_info){
+        .struct_bytes = info_out->struct_bytes,
+        .vocab_size = s->vocab_size,
+        .context_max = cache->block_max * PLLM_BLOCK_TOKENS < s->context_max
+                           ? cache->block_max * PLLM_BLOCK_TOKENS
+                           : s->context_max,
+        .layer_count = s->layer_count,
+        .width = s->width,
+        .head_count = s->head_count,
+        .kv_head_count = s->kv_head_count,
+        .head_dim = s->head_dim,
+        .has_tokenizer = engine->tokenizer != NULL,
+        .threads = pllm_threads_count(engine->threads),
+        .weight_bytes = engine->weights.packed_bytes,
+        .kv_bytes_per_block = cache->sealed_bytes,
+        .kv_bytes_per_token = cache->sealed_bytes / PLLM_BLOCK_TOKENS * s->layer_count,
+        .workspace_bytes = engine->fixed_bytes,
+        .least_vram_bytes = engine->least_vram_bytes,
+        .least_kv_bytes = engine->least_kv_bytes,
+        .device = engine->device->ops->name,
+        .kv_format = pllm_dtype_name(cache->shape.sealed),
+        .compute = pllm_compute_name(engine->weights.layers[0].q.linear.compute),
+        .kernels = engine->kernels->name,
+        .family = s->family->name,
+    };
+    return PLLM_OK;
+}
+
+int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_out)
+{
+    if (stats_out->struct_bytes < sizeof *stats_out)
+        return pllm_fail(PLLM_EINVAL, 0, "pllm_engine_stats.struct_bytes is %u, not %zu",
+                         stats_out->struct_bytes, sizeof *stats_out);
+    pllm_pager_stats pager;
+    pllm_pager_stats_get(engine->pager, &pager);
+    pllm_budget_stats budget;
+    pllm_budget_stats_get(engine->budget, &budget);
+    const pllm_kv_cache *cache = &engine->cache;
+    uint64_t group_bytes = cache->sealed_bytes * cache->layer_count;
+    uint64_t open_bytes = (uint64_t)engine->sequence_count * cache->layer_count * cache->open_bytes;
+    const pllm_transfers_stats *moved = &pager.transfers;
+    *stats_out = (pllm_engine_stats){
+        .struct_bytes = stats_out->struct_bytes,
+        .frames_used = pager.tiers.frames_used,
+        .frames_peak = pager.tiers.frames_peak,
+        .frames_limit = pager.tiers.frame_limit,
+        .host_slots_used = pager.tiers.host_used,
+        .disk_slots_used = pager.tiers.disk_used,
+        .frame_bytes = cache->sealed_bytes,
+        .device_bytes = budget.charged_bytes,
+        .device_bytes_peak = budget.peak_bytes,
+        .device_limit_bytes = budget.limit_bytes,
+        .kv_bytes = (cache->group_max - cache->free_group_count) * group_bytes + open_bytes,
+        .kv_bytes_peak = cache->groups_peak * group_bytes + open_bytes,
+        .pins = pager.pins,
+        .hits = pager.hits,
+        .misses = pager.misses,
+        .evictions = pager.evictions,
+        .prefetched = pager.prefetched,
+        .prefetch_used = pager.prefetch_used,
+        .prefetch_wasted = pager.prefetch_wasted,
+        .written_behind = pager.written_behind,
+        .host_to_device_bytes = moved->bytes[PLLM_AT_HOST][PLLM_AT_DEVICE],
+        .device_to_host_bytes = moved->bytes[PLLM_AT_DEVICE][PLLM_AT_HOST],
+        .disk_to_device_bytes = moved->bytes[PLLM_AT_DISK][PLLM_AT_DEVICE],
+        .device_to_disk_bytes = moved->bytes[PLLM_AT_DEVICE][PLLM_AT_DISK],
+        .wait_ns = pager.wait_ns,
+        .prompt_tokens = engine->prompt_tokens,
+        .generated_tokens = engine->generated_tokens,
+        .prefill_ns = engine->prefill_ns,
+        .decode_ns = engine->decode_ns,
+        .steps = engine->steps,
+        .lost_pages = engine->lost_pages,
+        .disk_io = pager.tiers.disk_name,
+        .disk_note = pager.tiers.disk_note,
+    };
+    return PLLM_OK;
+}
+
+int pllm_engine_set_kv_limit(pllm_engine *engine, uint64_t bytes)
+{
+    if (bytes < engine->least_kv_bytes)
+        return refuse_limit("kv-limit", bytes, engine->least_kv_bytes,
+                            "for the open blocks and one chunk of sealed ones");
+    uint64_t frames =
+        bytes == PLLM_UNLIMITED ? bytes : bytes - pllm_workspace_bytes(engine->open_space);
+    engine->options.kv_limit_bytes = bytes;
+    return pllm_pager_set_device_limit(engine->pager, frames);
+}
+
+int pllm_engine_evict_all(pllm_engine *engine)
+{
+    int status = pllm_pager_evict(engine->pager, UINT32_MAX);
+    return status < 0 ? status : PLLM_OK;
+}
+
+int pllm_sequence_open(pllm_engine *engine, pllm_sequence **sequence_out)
+{
+    int status = pllm_kv_sequence_open(&engine->cache, sequence_out);
+    if (status < 0) return status;
+    (*sequence_out)->engine = engine;
+    (*sequence_out)->next = engine->sequences;
+    engine->sequences = *sequence_out;
+    engine->sequence_count++;
+    return PLLM_OK;
+}
+
+int pllm_sequence_fork(pllm_sequence *sequence, pllm_sequence **sequence_out)
+{
+    pllm_engine *engine = sequence->engine;
+    int status = pllm_kv_sequence_fork(&engine->cache, sequence, sequence_out);
+    if (status < 0) return status;
+    (*sequence_out)->engine = engine;
+    (*sequence_out)->next = engine->sequences;
+    engine->sequences = *sequence_out;
+    engine->sequence_count++;
+    return PLLM_OK;
+}
+
+void pllm_sequence_close(pllm_sequence *sequence)
+{
+    if (!sequence) return;
+    pllm_engine *engine = sequence->engine;
+    pllm_sequence **at = &engine->sequences;
+    while (*at != sequence) at = &(*at)->next;
+    *at = sequence->next;
+    engine->sequence_count--;
+    pllm_kv_sequence_close(&engine->cache, sequence);
+}
+
+int pllm_sequence_truncate(pllm_sequence *sequence, uint32_t token_count)
+{
+    if (token_count > sequence->id_count)
+        return pllm_fail(PLLM_EINVAL, 0, "a sequence of %u tokens cannot be cut to %u",
+                         sequence->id_count, token_count);
+    pllm_kv_sequence_truncate(&sequence->engine->cache, sequence, token_count);
+    return PLLM_OK;
+}
+
+uint32_t pllm_sequence_length(const pllm_sequence *sequence)
+{
+    return sequence->id_count;
+}
+
+int pllm_engine_encode(pllm_engine *engine, const char *text, uint64_t text_bytes,
+                       int parse_special, uint32_t **ids_out, uint32_t *id_count_out)
+{
+    *ids_out = NULL;
+    *id_count_out = 0;
+    if (!engine->tokenizer)
+        return pllm_fail(PLLM_ENOTFOUND, 0, "%s carries no tokenizer: give token ids instead",
+                         pllm_model_path(engine->model));
+    return pllm_tokenizer_encode(engine->tokenizer, text, text_bytes, parse_special, ids_out,
+                                 id_count_out);
+}
+
+int pllm_engine_decode(pllm_engine *engine, const uint32_t *ids, uint32_t id_count, char **text_out,
+                       uint64_t *text_bytes_out)
+{
+    *text_out = NULL;
+    *text_bytes_out = 0;
+    if (!engine->tokenizer)
+        return pllm_fail(PLLM_ENOTFOUND, 0, "%s carries no tokenizer: its ids have no text",
+                         pllm_model_path(engine->model));
+    return pllm_tokenizer_decode(engine->tokenizer, ids, id_count, text_out, text_bytes_out);
+}
+
+void pllm_engine_free(pllm_engine *engine, void *pointer)
+{
+    pllm_free(engine->context, pointer);
+}

@@ -1,0 +1,126 @@
+/* workspace.c - where a pass's buffers lie in the workspace, and the host tables beside them. */
+#include <string.h>
+#include "engine/engine_internal.h"
+
+typedef struct layout {
+    char *base; /* NULL: count only */
+    uint64_t used;
+} layout;
+
+static void *take(layout *layout, uint64_t bytes)
+{
+    void *at = layout->base ? layout->base + layout->used : NULL;
+    layout->used += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static float *take_floats(layout *layout, uint64_t count)
+{
+    return take(layout, count * sizeof(float));
+}
+
+static void take_activations(layout *layout, pllm_activations *activations, uint32_t rows,
+                             uint32_t k)
+{
+    void *memory = take(layout, pllm_activations_bytes(rows, k));
+    if (memory) pllm_activations_place(activations, memory, rows, k);
+}
+
+uint64_t pllm_engine_layout(pllm_engine *engine, char *base)
+{
+    const pllm_model_shape *s = &engine->shape;
+    layout at = {.base = base};
+    uint64_t rows = engine->row_max, heads = (uint64_t)s->head_count * s->head_dim;
+    uint64_t kv = (uint64_t)s->kv_head_count * s->head_dim;
+    uint64_t group = s->head_count / s->kv_head_count;
+    engine->partial_stride = s->head_count * (s->head_dim + 2);
+    engine->x = take_floats(&at, rows * s->width);
+    engine->y = take_floats(&at, (rows > LOGIT_ROWS ? rows : LOGIT_ROWS) * s->width);
+    engine->q = take_floats(&at, rows * heads);
+    engine->attended = take_floats(&at, rows * heads);
+    engine->k = take_floats(&at, rows * kv);
+    engine->v = take_floats(&at, rows * kv);
+    engine->gate = take_floats(&at, rows * s->ffn_width);
+    engine->up = take_floats(&at, rows * s->ffn_width);
+    engine->cosine = take_floats(&at, rows * (s->rope.dims / 2));
+    engine->sine = take_floats(&at, rows * (s->rope.dims / 2));
+    engine->partials = take_floats(&at, (uint64_t)engine->cache.sequence_max * engine->chunk_max *
+                                            engine->partial_stride);
+    uint64_t states = (uint64_t)engine->stage_max * s->kv_head_count * PLLM_BLOCK_TOKENS * group;
+    engine->state_max = take_floats(&at, states);
+    engine->state_sum = take_floats(&at, states);
+    engine->state_out = take_floats(&at, states * s->head_dim);
+    engine->stage = take(&at, engine->stage_max * pllm_kv_block_bytes(&engine->cache.shape,
+                                                                      engine->cache.shape.open));
+    engine->logits = take_floats(&at, (uint64_t)LOGIT_ROWS * s->vocab_size);
+    uint32_t shared = engine->row_max > LOGIT_ROWS ? engine->row_max : LOGIT_ROWS;
+    take_activations(&at, &engine->act_width, shared, s->width);
+    take_activations(&at, &engine->act_heads, shared, (uint32_t)heads);
+    take_activations(&at, &engine->act_ffn, shared, s->ffn_width);
+    uint64_t row_elements = (group + 1) * s->head_dim;
+    if (row_elements < s->width) row_elements = s->width;
+    thread_space counting;
+    for (uint32_t i = 0; i < pllm_threads_count(engine->threads); i++) {
+        thread_space *space = base ? &engine->spaces[i] : &counting;
+        space->attention = take(&at, pllm_attention_scratch_bytes(s->head_dim));
+        space->row = take_floats(&at, row_elements);
+        take_activations(&at, &space->width, PRIVATE_ROWS, s->width);
+        take_activations(&at, &space->heads, PRIVATE_ROWS, (uint32_t)heads);
+        take_activations(&at, &space->ffn, PRIVATE_ROWS, s->ffn_width);
+    }
+    return at.used;
+}
+
+int pllm_pass_init(pllm_engine *engine)
+{
+    const pllm_context *context = engine->context;
+    pllm_pass *pass = &engine->pass;
+    uint32_t sequences = engine->cache.sequence_max, blocks = engine->cache.block_max;
+    uint64_t entries = (uint64_t)sequences * engine->chunk_max;
+    pass->engine = engine;
+    pass->items = pllm_alloc_array(context, sequences, sizeof *pass->items);
+    pass->row_ids = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
+    pass->row_positions = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
+    pass->logit_rows = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
+    pass->logit_items = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
+    pass->logit_positions = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
+    pass->merges_left = pllm_alloc_array(context, (uint64_t)sequences * engine->shape.kv_head_count,
+                                         sizeof *pass->merges_left);
+    int complete = pass->items && pass->row_ids && pass->row_positions && pass->logit_rows &&
+                   pass->logit_items && pass->logit_positions && pass->merges_left;
+    for (int i = 0; i < 2; i++) {
+        pass->waves[i].entries = pllm_alloc_array(context, entries, sizeof(wave_entry));
+        pass->waves[i].pinned =
+            pllm_alloc_array(context, (uint64_t)sequences * blocks, sizeof(pllm_page));
+        complete = complete && pass->waves[i].entries && pass->waves[i].pinned;
+    }
+    for (uint32_t i = 0; complete && i < sequences; i++) {
+        pass->items[i].chunk_taken = pllm_alloc(context, engine->chunk_max);
+        pass->items[i].views = pllm_alloc_array(context, blocks, sizeof(void *));
+        complete = pass->items[i].chunk_taken && pass->items[i].views;
+    }
+    return complete ? PLLM_OK
+                    : pllm_fail_memory("the tables of a pass", entries * sizeof(wave_entry));
+}
+
+void pllm_pass_deinit(pllm_engine *engine)
+{
+    const pllm_context *context = engine->context;
+    pllm_pass *pass = &engine->pass;
+    for (uint32_t i = 0; pass->items && i < engine->cache.sequence_max; i++) {
+        pllm_free(context, pass->items[i].chunk_taken);
+        pllm_free(context, pass->items[i].views);
+    }
+    for (int i = 0; i < 2; i++) {
+        pllm_free(context, pass->waves[i].entries);
+        pllm_free(context, pass->waves[i].pinned);
+    }
+    pllm_free(context, pass->items);
+    pllm_free(context, pass->row_ids);
+    pllm_free(context, pass->row_positions);
+    pllm_free(context, pass->logit_rows);
+    pllm_free(context, pass->logit_items);
+    pllm_free(context, pass->logit_positions);
+    pllm_free(context, (void *)pass->merges_left);
+    memset(pass, 0, sizeof *pass);
+}
