@@ -53,7 +53,7 @@ static void chunk_blocks(const pllm_engine *engine, const pass_item *item, uint3
 }
 
 /* 1: pinned, 0: not now, negative: failed. must: wait for it. */
-static int pin_chunks(pllm_pass *pass, wave *wave, pass_item *item, uint32_t chunk_first,
+static int pin_chunks(pllm_pass *pass, attention_wave *wave, pass_item *item, uint32_t chunk_first,
                       uint32_t chunk_end, int must)
 {
     pllm_engine *engine = pass->engine;
@@ -76,8 +76,8 @@ static int pin_chunks(pllm_pass *pass, wave *wave, pass_item *item, uint32_t chu
     return status;
 }
 
-static void wave_add(pllm_pass *pass, wave *wave, const pass_item *item, uint32_t chunk_first,
-                     uint32_t chunk_end)
+static void wave_add(pllm_pass *pass, attention_wave *wave, const pass_item *item,
+                     uint32_t chunk_first, uint32_t chunk_end)
 {
     uint32_t blocks = 1, kv_heads = pass->engine->shape.kv_head_count;
     if (!item->decode)
@@ -92,7 +92,7 @@ static void wave_add(pllm_pass *pass, wave *wave, const pass_item *item, uint32_
 
 /* Everything of one item that can be pinned without waiting; or, with must, its first missing chunk
  * whatever it takes. */
-static int plan_item(pllm_pass *pass, wave *wave, pass_item *item, int must)
+static int plan_item(pllm_pass *pass, attention_wave *wave, pass_item *item, int must)
 {
     if (item->chunks_left == 0) return PLLM_OK;
     uint32_t first = item->chunk_next, missed = 0;
@@ -118,13 +118,13 @@ static int plan_item(pllm_pass *pass, wave *wave, pass_item *item, int must)
     return PLLM_OK;
 }
 
-static void wave_release(pllm_pass *pass, wave *wave)
+static void wave_release(pllm_pass *pass, attention_wave *wave)
 {
     pllm_pager_unpin(pass->engine->pager, wave->pinned, wave->pinned_count);
     wave->pinned_count = 0;
 }
 
-static void plan(pllm_pass *pass, wave *wave)
+static void plan(pllm_pass *pass, attention_wave *wave)
 {
     wave->entry_count = wave->task_count = wave->pinned_count = 0;
     wave->last = 1;
@@ -171,9 +171,9 @@ static void append_prompt(pllm_pass *pass, const pass_item *item, uint32_t block
     uint32_t half = shape->rope.dims / 2, d = shape->head_dim;
     uint32_t begin = block * PLLM_BLOCK_TOKENS, end = begin + PLLM_BLOCK_TOKENS;
     void *staged = stage_block(engine, item, block);
-    void *open = pllm_kv_open_block(&engine->cache, item->sequence->slot, pass->layer);
     if (begin < item->start) {
-        memcpy(staged, open, engine->cache.open_bytes);
+        memcpy(staged, pllm_kv_open_block(&engine->cache, item->sequence->slot, pass->layer),
+               engine->cache.open_bytes);
         begin = item->start;
     }
     if (end > item->start + item->rows) end = item->start + item->rows;
@@ -188,11 +188,10 @@ static void append_prompt(pllm_pass *pass, const pass_item *item, uint32_t block
                                 shape->rope.interleaved);
         float scale = 1.0f / sqrtf((float)d);
         for (uint32_t i = 0; i < shape->head_count * d; i++) q[i] *= scale;
-        engine->kernels->attention.append(&engine->cache.shape, staged,
-                                          position % PLLM_BLOCK_TOKENS, k,
-                                          engine->v + row * shape->kv_head_count * d);
+        engine->kernels->attention->append(&engine->cache.shape, staged,
+                                           position % PLLM_BLOCK_TOKENS, k,
+                                           engine->v + row * shape->kv_head_count * d);
     }
-    if (end % PLLM_BLOCK_TOKENS != 0) memcpy(open, staged, engine->cache.open_bytes);
 }
 
 /* Thread 0: full blocks of an item become pages. */
@@ -208,11 +207,25 @@ static int seal(pllm_pass *pass, const pass_item *item)
         void *view;
         int status = pllm_pager_pin(engine->pager, &page, 1, PLLM_PIN_NEW, &view);
         if (status < 0) return status;
-        engine->kernels->attention.seal(&engine->cache.shape, view, open);
+        engine->kernels->attention->seal(&engine->cache.shape, view, open);
         pllm_pager_unpin(engine->pager, &page, 1);
         pllm_pager_seal(engine->pager, page);
     }
     return PLLM_OK;
+}
+
+/* Thread 0: the unfinished block of each prompt becomes its sequence's open block. Only once every
+ * task has read the one before. */
+static void keep_open(pllm_pass *pass)
+{
+    pllm_engine *engine = pass->engine;
+    for (uint32_t i = 0; i < pass->item_count; i++) {
+        const pass_item *item = &pass->items[i];
+        uint32_t end = item->start + item->rows;
+        if (!item->decode && end % PLLM_BLOCK_TOKENS != 0)
+            memcpy(pllm_kv_open_block(&engine->cache, item->sequence->slot, pass->layer),
+                   stage_block(engine, item, end / PLLM_BLOCK_TOKENS), engine->cache.open_bytes);
+    }
 }
 
 static void seal_all(pllm_pass *pass, int decode)
@@ -258,7 +271,7 @@ static void prompt_task(pllm_pass *pass, const wave_entry *entry, uint32_t task,
             view.blocks[i] = first + i < pinned_end && !(view.last_open && first + i == block)
                                  ? item->views[first + i]
                                  : stage_block(engine, item, first + i);
-        engine->kernels->attention.attend_prefill(
+        engine->kernels->attention->attend_prefill(
             &engine->cache.shape, &view, kv_head,
             engine->q + row * heads * d + (uint64_t)kv_head * group * d, (uint64_t)heads * d, group,
             rows, begin - base + 1, max, sum, out, scratch);
@@ -266,7 +279,7 @@ static void prompt_task(pllm_pass *pass, const wave_entry *entry, uint32_t task,
     if (entry->chunk_end < item->chunk_count) return;
     for (uint32_t i = 0; i < rows; i++)
         for (uint32_t g = 0; g < group; g++)
-            engine->kernels->attention.finish(
+            engine->kernels->attention->finish(
                 engine->attended + (row + i) * heads * d + (uint64_t)(kv_head * group + g) * d,
                 out + ((uint64_t)i * group + g) * d, sum[i * group + g], d);
 }
@@ -305,7 +318,7 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, uint32_t kv_he
         float *k = q + group * d;
         memcpy(k, engine->k + (row * shape->kv_head_count + kv_head) * d, d * sizeof *k);
         engine->kernels->rotary(k, 1, d, shape->rope.dims, cosine, sine, shape->rope.interleaved);
-        engine->kernels->attention.append(
+        engine->kernels->attention->append(
             &engine->head_shape,
             open + kv_head * pllm_kv_slice_bytes(&engine->head_shape, engine->head_shape.open),
             item->start % PLLM_BLOCK_TOKENS, k,
@@ -318,20 +331,20 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, uint32_t kv_he
     float *partials = engine->partials + (uint64_t)index * engine->chunk_max * stride;
     float *partial = partials + (uint64_t)chunk * stride, *out = partial + 2 * heads;
     uint32_t head = kv_head * group;
-    engine->kernels->attention.attend_decode(&engine->cache.shape, &view, kv_head, q, group,
-                                             partial + head, partial + heads + head,
-                                             out + (uint64_t)head * d, space->attention);
+    engine->kernels->attention->attend_decode(&engine->cache.shape, &view, kv_head, q, group,
+                                              partial + head, partial + heads + head,
+                                              out + (uint64_t)head * d, space->attention);
     if (atomic_fetch_sub_explicit(&pass->merges_left[index * shape->kv_head_count + kv_head], 1,
                                   memory_order_acq_rel) != 1)
         return;
     for (uint32_t g = head; g < head + group; g++)
-        engine->kernels->attention.merge(engine->attended + row * heads * d + (uint64_t)g * d,
-                                         partials + g, partials + heads + g,
-                                         partials + 2 * heads + (uint64_t)g * d, stride,
-                                         item->chunk_count, d);
+        engine->kernels->attention->merge(engine->attended + row * heads * d + (uint64_t)g * d,
+                                          partials + g, partials + heads + g,
+                                          partials + 2 * heads + (uint64_t)g * d, stride,
+                                          item->chunk_count, d);
 }
 
-static void run_wave(pass_thread *thread, const wave *wave)
+static void run_wave(pass_thread *thread, const attention_wave *wave)
 {
     pllm_pass *pass = thread->pass;
     thread_space *space = &pass->engine->spaces[thread->index];
@@ -370,6 +383,7 @@ static int enter_prompts(pass_thread *thread)
     }
     if (pllm_pass_sync(thread)) return -1;
     if (thread->index == 0) {
+        keep_open(pass);
         seal_all(pass, 0);
         plan(pass, &pass->waves[0]);
     }
@@ -381,7 +395,7 @@ int pllm_attend(pass_thread *thread)
     pllm_pass *pass = thread->pass;
     if (pass->prompt_items && enter_prompts(thread)) return -1;
     for (uint32_t number = 0;; number++) {
-        wave *now = &pass->waves[number & 1], *next = &pass->waves[(number + 1) & 1];
+        attention_wave *now = &pass->waves[number & 1], *next = &pass->waves[(number + 1) & 1];
         run_wave(thread, now);
         int last = now->last;
         (void)pllm_pass_sync(thread); /* nothing fails while a wave runs */

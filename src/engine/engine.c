@@ -6,7 +6,7 @@
  *   vram_limit: workspace + the least kv_limit
  * since attention must see one chunk of 8 blocks at a time. */
 #include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include "base/hash.h"
 #include "base/size.h"

@@ -41,13 +41,13 @@ typedef struct pass_item {
 typedef struct wave_entry {
     uint32_t item, chunk_first, chunk_end, task_first;
 } wave_entry;
-typedef struct wave {
+typedef struct attention_wave {
     wave_entry *entries;
     uint32_t entry_count, task_count;
     pllm_page *pinned;
     uint32_t pinned_count;
     int last; /* nothing is left after it in this layer */
-} wave;
+} attention_wave;
 
 /* Memory of one thread. */
 typedef struct thread_space {
@@ -63,7 +63,7 @@ typedef struct pllm_pass {
     uint32_t *row_ids, *row_positions; /* [row_max] */
     uint32_t *logit_rows, *logit_items, *logit_positions, logit_count;
     uint32_t layer;
-    wave waves[2];
+    attention_wave waves[2];
     atomic_uint *merges_left; /* [sequence_max][kv_heads] */
     int status;               /* thread 0 only */
     uint32_t failed_item;     /* whose blocks could not be had, or PLLM_NONE */

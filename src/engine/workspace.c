@@ -2,24 +2,24 @@
 #include <string.h>
 #include "engine/engine_internal.h"
 
-typedef struct layout {
+typedef struct workspace_layout {
     char *base; /* NULL: count only */
     uint64_t used;
-} layout;
+} workspace_layout;
 
-static void *take(layout *layout, uint64_t bytes)
+static void *take(workspace_layout *layout, uint64_t bytes)
 {
     void *at = layout->base ? layout->base + layout->used : NULL;
     layout->used += (bytes + 63) / 64 * 64;
     return at;
 }
 
-static float *take_floats(layout *layout, uint64_t count)
+static float *take_floats(workspace_layout *layout, uint64_t count)
 {
     return take(layout, count * sizeof(float));
 }
 
-static void take_activations(layout *layout, pllm_activations *activations, uint32_t rows,
+static void take_activations(workspace_layout *layout, pllm_activations *activations, uint32_t rows,
                              uint32_t k)
 {
     void *memory = take(layout, pllm_activations_bytes(rows, k));
@@ -29,7 +29,7 @@ static void take_activations(layout *layout, pllm_activations *activations, uint
 uint64_t pllm_engine_layout(pllm_engine *engine, char *base)
 {
     const pllm_model_shape *s = &engine->shape;
-    layout at = {.base = base};
+    workspace_layout at = {.base = base};
     uint64_t rows = engine->row_max, heads = (uint64_t)s->head_count * s->head_dim;
     uint64_t kv = (uint64_t)s->kv_head_count * s->head_dim;
     uint64_t group = s->head_count / s->kv_head_count;
