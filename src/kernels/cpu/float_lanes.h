@@ -39,14 +39,47 @@ INLINE float_kind float_kind_of(const pllm_linear *linear)
     }
 }
 
-/* Everything a tile needs; m_first and n are absolute. */
+/* Everything a tile needs; m and n are absolute. */
 typedef struct float_tile {
-    float *out; /* of the tile's first row */
+    float *out; /* of row m, output 0 */
     uint64_t out_stride;
     const pllm_activations *activations;
     const pllm_linear *linear;
     uint32_t m, n, n_end; /* n_end: outputs from here on are not written */
+    /* While rows go by the panels at hand, the next panels are asked for, step bytes for each k (or
+     * group), a share by each tile, so that they are in cache when their turn comes. */
+    const uint8_t *ahead;
+    uint32_t ahead_step;
 } float_tile;
+
+/* Shares out the panels after these over tile_count tiles of step_count steps. */
+INLINE void plan_ahead(float_tile *tile, uint32_t panels, uint32_t tile_count, uint32_t step_count)
+{
+    uint64_t bytes = tile->linear->panel_bytes * panels, steps = (uint64_t)tile_count * step_count;
+    tile->ahead = panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS) + bytes;
+    tile->ahead_step = (uint32_t)((bytes + steps - 1) / steps);
+}
+
+INLINE void look_ahead(const float_tile *tile, uint32_t step)
+{
+    const uint8_t *at = tile->ahead + (uint64_t)step * tile->ahead_step;
+    for (uint32_t i = 0; i < tile->ahead_step; i += 64)
+        _mm_prefetch((const char *)at + i, _MM_HINT_T1);
+}
+
+/* The tile below: rows further, with the next share of what is ahead. */
+INLINE void next_rows(float_tile *tile, uint32_t rows, uint32_t step_count)
+{
+    tile->m += rows;
+    tile->out += rows * tile->out_stride;
+    tile->ahead += (uint64_t)step_count * tile->ahead_step;
+}
+
+INLINE uint32_t float_steps(float_kind kind, const pllm_linear *linear)
+{
+    if (kind >= KIND_Q8_0) return linear->k / PLLM_GROUP;
+    return kind == KIND_PAIR ? (linear->k + 1) / 2 : linear->k;
+}
 
 /* Sixteen plain weights of element i. */
 INLINE v16 plain_weights(float_kind kind, const uint8_t *panel, uint32_t i)
@@ -80,6 +113,7 @@ INLINE void tile_plain(v16 *sums, float_kind kind, const float_tile *tile, int r
     const uint8_t *panel = panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS);
     uint32_t k = tile->linear->k, step = kind == KIND_PAIR ? 2 : 1;
     for (uint32_t i = 0; i < k; i += step) {
+        look_ahead(tile, i / step);
         UNROLL for (uint32_t odd = 0; odd < step; odd++)
         { /* past an odd k both sides are zero */
             v16 w[4];
@@ -106,6 +140,7 @@ INLINE void tile_blocks(v16 *sums, float_kind kind, const float_tile *tile, int 
     int nibbles = kind != KIND_Q8_0, scale_step = kind == KIND_Q4_1 ? 64 : 32;
     int mask = nibbles ? 15 : 255, offset = kind == KIND_Q8_0 ? 128 : kind == KIND_Q4_0 ? 8 : 0;
     for (uint32_t g = 0; g < groups; g++) {
+        look_ahead(tile, g);
         v16 d[4], m[4];
         UNROLL for (int p = 0; p < panels; p++)
         {
@@ -160,28 +195,60 @@ INLINE void tile_any(float_kind kind, const float_tile *tile, int rows, int pane
 }
 
 /* The tile of many rows, FLOAT_ROWS by FLOAT_PANELS: as many chains as there are registers for, so
- * that a weight or an activation, once loaded, serves several FMAs. Fewer rows: FEW_ROWS by 4. */
+ * that a weight or an activation, once loaded, serves several FMAs. One row: by 4 panels. */
 #if defined(__AVX512F__)
-enum { FLOAT_ROWS = 6, FLOAT_PANELS = 2, FEW_ROWS = 3 };
+enum { FLOAT_ROWS = 6, FLOAT_PANELS = 2 };
 #else
-enum { FLOAT_ROWS = 4, FLOAT_PANELS = 1, FEW_ROWS = 1 }; /* two registers a chain, sixteen in all */
+enum { FLOAT_ROWS = 4, FLOAT_PANELS = 1 }; /* two registers a chain, sixteen in all */
 #endif
 
-/* All m of the call by the given number of panels: 4, FLOAT_PANELS or 1. */
+/* The height of the next tile: as few tiles as may be, of nearly equal height. */
+INLINE uint32_t next_height(uint32_t m_count, uint32_t rows_max)
+{
+    uint32_t tiles = (m_count + rows_max - 1) / rows_max;
+    return (m_count + tiles - 1) / tiles;
+}
+
+INLINE void tile_of_height(float_kind kind, const float_tile *tile, uint32_t rows)
+{
+    switch (rows) {
+    case 6:
+        tile_any(kind, tile, FLOAT_ROWS, FLOAT_PANELS);
+        break;
+    case 5:
+        tile_any(kind, tile, FLOAT_ROWS < 5 ? FLOAT_ROWS : 5, FLOAT_PANELS);
+        break;
+    case 4:
+        tile_any(kind, tile, 4, FLOAT_PANELS);
+        break;
+    case 3:
+        tile_any(kind, tile, 3, FLOAT_PANELS);
+        break;
+    case 2:
+        tile_any(kind, tile, 2, FLOAT_PANELS);
+        break;
+    default:
+        tile_any(kind, tile, 1, FLOAT_PANELS);
+        break;
+    }
+}
+
+/* All m of the call by the given number of panels: 4 (if there is one row), FLOAT_PANELS or 1. */
 INLINE void float_rows(float_kind kind, float_tile tile, uint32_t m_count, uint32_t panels)
 {
     while (m_count > 0) {
-        uint32_t rows = panels == 4 ? FEW_ROWS : FLOAT_ROWS;
-        if (m_count < rows) rows = 1;
-        if (panels == 4)
-            rows == 1 ? tile_any(kind, &tile, 1, 4) : tile_any(kind, &tile, FEW_ROWS, 4);
-        else if (panels == FLOAT_PANELS)
-            rows == 1 ? tile_any(kind, &tile, 1, FLOAT_PANELS)
-                      : tile_any(kind, &tile, FLOAT_ROWS, FLOAT_PANELS);
-        else
-            rows == 1 ? tile_any(kind, &tile, 1, 1) : tile_any(kind, &tile, FLOAT_ROWS, 1);
-        tile.m += rows;
-        tile.out += rows * tile.out_stride;
+        uint32_t rows = next_height(m_count, FLOAT_ROWS);
+        if (panels == FLOAT_PANELS) {
+            tile_of_height(kind, &tile, rows);
+        } else if (panels == 4) {
+            tile_any(kind, &tile, 1, 4);
+        } else if (rows == FLOAT_ROWS) {
+            tile_any(kind, &tile, FLOAT_ROWS, 1);
+        } else {
+            tile_any(kind, &tile, 1, 1);
+            rows = 1;
+        }
+        next_rows(&tile, rows, float_steps(kind, tile.linear));
         m_count -= rows;
     }
 }
@@ -206,14 +273,18 @@ FLOAT_KIND_FUNCTION(rows_pair, KIND_PAIR)
 
 static void product_float(float_tile tile, uint32_t m_count)
 {
-    /* Few rows: four panels at a time. Many: panels that stay in cache while all rows go by. */
+    /* One row: four panels at a time. More: panels that stay in cache while all rows go by. */
     while (tile.n < tile.n_end) {
         uint32_t left = (tile.n_end - tile.n + 15) / PLLM_PANEL_ROWS, panels = 1;
-        if (m_count < FLOAT_ROWS && left >= 4)
+        if (m_count == 1 && left >= 4)
             panels = 4;
         else if (left >= FLOAT_PANELS)
             panels = FLOAT_PANELS;
-        switch (float_kind_of(tile.linear)) {
+        float_kind kind = float_kind_of(tile.linear);
+        if (panels != 4)
+            plan_ahead(&tile, panels, (m_count + FLOAT_ROWS - 1) / FLOAT_ROWS,
+                       float_steps(kind, tile.linear));
+        switch (kind) {
         case KIND_F32:
             rows_f32(tile, m_count, panels);
             break;

@@ -14,7 +14,7 @@
 #if defined(__x86_64__)
 #include "kernels/cpu/float_lanes.h"
 
-enum { CHUNK_GROUPS = 24, TILE_ROWS = 6, DIRECT_ROWS = 4 };
+enum { CHUNK_GROUPS = 24, TILE_ROWS = 6, DIRECT_ROWS = 4, DIRECT_MAX = 16, AHEAD_BYTES = 4096 };
 
 static void prepare_group(pllm_activations *activations, uint64_t index, const float *x)
 {
@@ -115,20 +115,19 @@ INLINE void store_total(const float_tile *tile, uint32_t n, int r, __m512 total)
 /* ROWS rows by one panel, straight from packed weights. */
 INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
 {
-    enum { AHEAD_BYTES = 4096 };
     const pllm_activations *activations = tile->activations;
     const uint8_t *scales = panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS);
     const uint8_t *quants = scales + pllm_panel_scale_bytes(dtype, tile->linear->k);
-    const uint8_t *ahead = scales + AHEAD_BYTES;
     uint32_t groups = tile->linear->k / PLLM_GROUP;
     uint64_t stride = activations->group_count, first = tile->m * stride;
     int group_bytes = scale_step_of(dtype) + quant_step_of(dtype);
     __m512 totals[DIRECT_ROWS];
     UNROLL for (int r = 0; r < rows; r++) totals[r] = _mm512_setzero_ps();
     for (uint32_t g = 0; g < groups; g++) {
-        UNROLL for (int i = 0; i < group_bytes; i += 64)
-            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
-        ahead += group_bytes;
+        if (tile->ahead) {
+            const char *ahead = (const char *)tile->ahead + (uint64_t)g * (unsigned)group_bytes;
+            UNROLL for (int i = 0; i < group_bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+        }
         __m512i w[8];
         unpack_group(w, dtype, quants);
         __m512 d = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales)), m = d;
@@ -159,10 +158,12 @@ INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
     UNROLL for (int r = 0; r < rows; r++) store_total(tile, tile->n, r, totals[r]);
 }
 
+/* m_count rows in passes of equal height; the panel comes from memory once, then from cache. */
 INLINE void direct_rows(pllm_dtype dtype, float_tile tile, uint32_t m_count)
 {
+    tile.ahead = panel_at(tile.linear, tile.n / PLLM_PANEL_ROWS) + AHEAD_BYTES;
     while (m_count > 0) {
-        uint32_t rows = m_count >= 4 ? 4 : m_count;
+        uint32_t rows = next_height(m_count, DIRECT_ROWS);
         switch (rows) {
         case 4:
             tile_direct(dtype, &tile, 4);
@@ -177,8 +178,8 @@ INLINE void direct_rows(pllm_dtype dtype, float_tile tile, uint32_t m_count)
             tile_direct(dtype, &tile, 1);
             break;
         }
-        tile.m += rows;
-        tile.out += rows * tile.out_stride;
+        next_rows(&tile, rows, 0);
+        tile.ahead = NULL;
         m_count -= rows;
     }
 }
@@ -229,6 +230,7 @@ INLINE void tile_chunk(pllm_dtype dtype, const float_tile *tile, const unpacked 
         }
     }
     for (uint32_t g = 0; g < group_count; g++, a += 64) {
+        look_ahead(tile, g);
         __m512i sums[TILE_ROWS][2];
         UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
         UNROLL for (int part = 0; part < 2; part++)
@@ -279,7 +281,7 @@ INLINE void chunk_rows(pllm_dtype dtype, float_tile tile, const unpacked *chunk,
                        uint32_t m_count)
 {
     while (m_count > 0) {
-        uint32_t rows = m_count >= TILE_ROWS ? TILE_ROWS : m_count;
+        uint32_t rows = next_height(m_count, TILE_ROWS);
         switch (rows) {
         case 6:
             tile_chunk(dtype, &tile, chunk, group_first, group_count, panels, 6);
@@ -300,8 +302,7 @@ INLINE void chunk_rows(pllm_dtype dtype, float_tile tile, const unpacked *chunk,
             tile_chunk(dtype, &tile, chunk, group_first, group_count, panels, 1);
             break;
         }
-        tile.m += rows;
-        tile.out += rows * tile.out_stride;
+        next_rows(&tile, rows, group_count);
         m_count -= rows;
     }
 }
@@ -313,12 +314,15 @@ INLINE void tiled_rows(pllm_dtype dtype, float_tile tile, uint32_t panels, uint3
     uint32_t groups = tile.linear->k / PLLM_GROUP, panel = tile.n / PLLM_PANEL_ROWS;
     uint32_t chunks = (groups + CHUNK_GROUPS - 1) / CHUNK_GROUPS;
     uint32_t step = (groups + chunks - 1) / chunks;
+    uint32_t tiles = (m_count + TILE_ROWS - 1) / TILE_ROWS;
+    plan_ahead(&tile, panels, tiles, groups);
     for (uint32_t first = 0; first < groups; first += step) {
         uint32_t count = groups - first < step ? groups - first : step;
         unpack_chunk(&chunk, dtype, tile.linear, panel, 0, first, count);
         /* With one panel left, both sides hold it, and one is stored. */
         unpack_chunk(&chunk, dtype, tile.linear, panel + panels - 1, 1, first, count);
         chunk_rows(dtype, tile, &chunk, first, count, panels, m_count);
+        tile.ahead += (uint64_t)tiles * count * tile.ahead_step;
     }
 }
 
@@ -346,6 +350,7 @@ INLINE void tile_pair(const float_tile *tile, int rows, int panels)
     __m512 sums[16];
     UNROLL for (int i = 0; i < rows * panels; i++) sums[i] = _mm512_setzero_ps();
     for (uint32_t i = 0; i < tile->linear->k; i += 2, panel += 64) {
+        look_ahead(tile, i / 2);
         __m512bh w[4];
         UNROLL for (int p = 0; p < panels; p++) w[p] =
             (__m512bh)_mm512_load_si512(panel + (uint64_t)p * panel_bytes);
@@ -367,19 +372,33 @@ INLINE void tile_pair(const float_tile *tile, int rows, int panels)
 static void rows_pair(float_tile tile, uint32_t m_count, uint32_t panels)
 {
     while (m_count > 0) {
-        uint32_t rows = 1;
-        if (m_count >= FLOAT_ROWS && panels == FLOAT_PANELS)
-            tile_pair(&tile, FLOAT_ROWS, FLOAT_PANELS), rows = FLOAT_ROWS;
-        else if (panels == 4)
+        uint32_t rows = next_height(m_count, FLOAT_ROWS);
+        if (panels == 4)
             tile_pair(&tile, 1, 4);
-        else if (panels == FLOAT_PANELS)
-            tile_pair(&tile, 1, FLOAT_PANELS);
-        else if (m_count >= FLOAT_ROWS)
-            tile_pair(&tile, FLOAT_ROWS, 1), rows = FLOAT_ROWS;
+        else if (panels == 1)
+            tile_pair(&tile, 1, 1), rows = 1;
         else
-            tile_pair(&tile, 1, 1);
-        tile.m += rows;
-        tile.out += rows * tile.out_stride;
+            switch (rows) {
+            case 6:
+                tile_pair(&tile, 6, FLOAT_PANELS);
+                break;
+            case 5:
+                tile_pair(&tile, 5, FLOAT_PANELS);
+                break;
+            case 4:
+                tile_pair(&tile, 4, FLOAT_PANELS);
+                break;
+            case 3:
+                tile_pair(&tile, 3, FLOAT_PANELS);
+                break;
+            case 2:
+                tile_pair(&tile, 2, FLOAT_PANELS);
+                break;
+            default:
+                tile_pair(&tile, 1, FLOAT_PANELS);
+                break;
+            }
+        next_rows(&tile, rows, float_steps(KIND_PAIR, tile.linear));
         m_count -= rows;
     }
 }
@@ -388,12 +407,13 @@ void pllm_product_avx512(float *out, uint64_t out_stride, const pllm_activations
                          uint32_t m_first, uint32_t m_count, const pllm_linear *linear,
                          uint32_t n_first, uint32_t n_count)
 {
-    float_tile tile = {out, out_stride, activations, linear, m_first, n_first, n_first + n_count};
+    float_tile tile = {out,     out_stride,        activations, linear, m_first,
+                       n_first, n_first + n_count, NULL,        0};
     if (linear->compute != PLLM_COMPUTE_INTEGER) {
         product_float(tile, m_count);
         return;
     }
-    int few = m_count <= DIRECT_ROWS;
+    int few = m_count <= DIRECT_MAX;
     switch (linear->dtype) {
     case PLLM_Q8_0:
         (few ? direct_q8_0 : tiled_q8_0)(tile, m_count);
