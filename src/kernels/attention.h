@@ -28,6 +28,9 @@ typedef struct pllm_kv_view {
     uint32_t token_count, skip;
     uint32_t window; /* attend_prefill only: a row that sees tokens below n sees none below
                       * n - window; 0: no window */
+    /* attend_decode only: the view this thread attends next with the same kv_head, so that its
+     * first blocks can be prefetched; NULL: unknown. It does not change the result. */
+    const struct pllm_kv_view *next;
 } pllm_kv_view;
 
 typedef struct pllm_attention_kernels {

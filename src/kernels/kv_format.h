@@ -46,6 +46,12 @@ int pllm_kv_shape_init(pllm_kv_shape *shape, pllm_dtype format, uint32_t kv_head
 uint64_t pllm_kv_slice_bytes(const pllm_kv_shape *shape, pllm_dtype which);
 uint64_t pllm_kv_block_bytes(const pllm_kv_shape *shape, pllm_dtype which);
 
+static inline const void *pllm_kv_slice(const pllm_kv_shape *shape, pllm_dtype which,
+                                        const void *block, uint32_t kv_head)
+{
+    return (const uint8_t *)block + kv_head * pllm_kv_slice_bytes(shape, which);
+}
+
 /* One row as f32 [head_dim], read element by element: for the reference kernels and for tests. */
 void pllm_kv_read_row(const pllm_kv_shape *shape, pllm_dtype which, const void *block,
                       uint32_t kv_head, int value, uint32_t row, float *out);

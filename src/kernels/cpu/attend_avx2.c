@@ -36,6 +36,15 @@ V __m256i lanes(uint32_t n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lane_numbers());
 }
+typedef __m256i v_mask;
+V vec v_load_mask(const float *p, v_mask mask)
+{
+    return _mm256_maskload_ps(p, mask);
+}
+V void v_store_mask(float *p, vec x, v_mask mask)
+{
+    _mm256_maskstore_ps(p, mask, x);
+}
 V vec v_load_n(const float *p, uint32_t n)
 {
     return n == W ? v_load(p) : _mm256_maskload_ps(p, lanes(n));

@@ -32,6 +32,15 @@ V void v_store(float *p, vec x)
 {
     _mm512_storeu_ps(p, x);
 }
+typedef __mmask16 v_mask;
+V vec v_load_mask(const float *p, v_mask mask)
+{
+    return _mm512_maskz_loadu_ps(mask, p);
+}
+V void v_store_mask(float *p, vec x, v_mask mask)
+{
+    _mm512_mask_storeu_ps(p, mask, x);
+}
 V vec v_load_n(const float *p, uint32_t n)
 {
     return n == W ? v_load(p) : _mm512_maskz_loadu_ps(lanes(n), p);

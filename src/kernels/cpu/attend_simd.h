@@ -12,7 +12,7 @@
  *            scale, and q . minimum is added once a block.
  *   softmax  over the chunk's scores, masked lanes at -inf.
  *   values   lanes are channels, tokens in ascending order; p is multiplied by the token's scale.
- *   While one slice is read, the next is prefetched: slices are too short for the hardware to run
+ *   What is read a few slices later is prefetched: slices are too short for the hardware to run
  *   ahead in, and too far apart for it to guess.
  *
  * Prefill, up to 32 rows times the group: the chunk's keys become f32 panels [panel][channel][PANEL
@@ -29,6 +29,7 @@
 #include "kernels/attention.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 #define NOINLINE static __attribute__((noinline))
 
 enum {
@@ -48,8 +49,7 @@ INLINE slice view_slice(const pllm_kv_shape *shape, const pllm_kv_view *view, ui
 {
     slice at;
     at.dtype = view->last_open && block == view->block_count - 1 ? shape->open : shape->sealed;
-    at.bytes =
-        (const uint8_t *)view->blocks[block] + kv_head * pllm_kv_slice_bytes(shape, at.dtype);
+    at.bytes = pllm_kv_slice(shape, at.dtype, view->blocks[block], kv_head);
     return at;
 }
 
@@ -94,39 +94,43 @@ INLINE vec key_row_quantised(pllm_dtype dtype, const uint8_t *row, uint32_t i)
 /* ---- decode: scores ---- */
 
 typedef struct score_task {
-    const uint8_t *slice, *next;      /* next: to prefetch, or NULL */
-    const float *q;                   /* [heads][q_stride], zero-padded to whole vectors */
+    const uint8_t *slice;
+    const uint8_t *ahead, *scales_ahead; /* to prefetch, or NULL */
+    const float *q;                      /* [heads][q_stride], zero-padded to whole vectors */
     float *scores;                    /* [heads][PLLM_CHUNK_TOKENS], at this block's first token */
     uint32_t d, q_stride, first, end; /* tokens of the block wanted: first..end-1 */
 } score_task;
 
-INLINE void scores_plain(const score_task *task, pllm_dtype dtype, int heads, int tail)
+/* d: task->d, as a constant where that pays. */
+INLINE void scores_plain(const score_task *task, pllm_dtype dtype, int heads, uint32_t d)
 {
-    uint32_t d = task->d, size = element_bytes(dtype);
+    uint32_t size = element_bytes(dtype);
     uint64_t row_bytes = (uint64_t)d * size;
     for (uint32_t key = task->first / W * W; key < task->end; key += W) {
         vec quads[HEADS][W / 4];
-#pragma GCC unroll 4
-        for (uint32_t quad = 0; quad < W / 4; quad++) {
+        UNROLL for (uint32_t quad = 0; quad < W / 4; quad++)
+        {
             const uint8_t *row = task->slice + (key + 4 * quad) * row_bytes;
             vec acc[HEADS][4];
-            for (int h = 0; h < heads; h++)
-                for (int i = 0; i < 4; i++) acc[h][i] = v_zero();
-            if (task->next) prefetch_lines(task->next, (key + 4 * quad) * row_bytes, 4 * row_bytes);
+            UNROLL for (int h = 0; h < heads; h++) UNROLL for (int i = 0; i < 4; i++) acc[h][i] =
+                v_zero();
+            if (task->ahead)
+                prefetch_lines(task->ahead, (key + 4 * quad) * row_bytes, 4 * row_bytes);
             for (uint32_t c = 0; c < d; c += W) {
-                uint32_t n = tail && d - c < W ? d - c : W;
+                uint32_t n = min_u32(W, d - c);
                 vec q[HEADS];
-                for (int h = 0; h < heads; h++) q[h] = v_load(task->q + h * task->q_stride + c);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) {
+                UNROLL for (int h = 0; h < heads; h++) q[h] =
+                    v_load(task->q + h * task->q_stride + c);
+                UNROLL for (int i = 0; i < 4; i++)
+                {
                     vec k = v_plain(dtype, row + i * row_bytes + (uint64_t)c * size, n);
-                    for (int h = 0; h < heads; h++) acc[h][i] = v_fma(q[h], k, acc[h][i]);
+                    UNROLL for (int h = 0; h < heads; h++) acc[h][i] = v_fma(q[h], k, acc[h][i]);
                 }
             }
-            for (int h = 0; h < heads; h++)
-                quads[h][quad] = v_reduce_quad(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+            UNROLL for (int h = 0; h < heads; h++) quads[h][quad] =
+                v_reduce_quad(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
         }
-        for (int h = 0; h < heads; h++)
+        UNROLL for (int h = 0; h < heads; h++)
             v_store(task->scores + h * PLLM_CHUNK_TOKENS + key, v_reduce_quads(quads[h]));
     }
 }
@@ -152,37 +156,38 @@ INLINE void scores_quantised(const score_task *task, pllm_dtype dtype, int heads
     pllm_kv_quantised at = pllm_kv_quantised_layout(d, bits);
     float scaled[HEADS][PLLM_HEAD_DIM_MAX] __attribute__((aligned(64)));
     float bias[HEADS];
-    for (int h = 0; h < heads; h++)
-        bias[h] = fold_scales(task->q + h * task->q_stride, task->slice + at.key_scale,
-                              task->slice + at.key_min, d, scaled[h]);
+    UNROLL for (int h = 0; h < heads; h++) bias[h] =
+        fold_scales(task->q + h * task->q_stride, task->slice + at.key_scale,
+                    task->slice + at.key_min, d, scaled[h]);
     /* Even and odd channels apart: two chains hide the latency of one. */
     vec acc[2][HEADS][VECTORS];
-    for (int h = 0; h < heads; h++)
-        for (int i = 0; i < VECTORS; i++) acc[0][h][i] = acc[1][h][i] = v_zero();
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int i = 0; i < VECTORS; i++) acc[0][h][i] =
+        acc[1][h][i] = v_zero();
+    if (task->ahead && task->scales_ahead)
+        prefetch_lines(task->scales_ahead, 0, 4 * d + 4 * PLLM_BLOCK_TOKENS);
     for (uint32_t c = 0; c < d; c += 2) {
-        if (task->next && c * row_bytes % 64 == 0)
-            __builtin_prefetch(task->next + (uint64_t)c * row_bytes, 0, 3);
-#pragma GCC unroll 2
-        for (uint32_t odd = 0; odd < 2; odd++) {
+        if (task->ahead && c * row_bytes % 64 == 0)
+            __builtin_prefetch(task->ahead + (uint64_t)c * row_bytes, 0, 3);
+        UNROLL for (uint32_t odd = 0; odd < 2; odd++)
+        {
             const uint8_t *row = task->slice + (uint64_t)(c + odd) * row_bytes;
-#pragma GCC unroll 4
-            for (int i = 0; i < VECTORS; i++) {
+            UNROLL for (int i = 0; i < VECTORS; i++)
+            {
                 vec k = key_row_quantised(dtype, row, i);
-                for (int h = 0; h < heads; h++)
-                    acc[odd][h][i] = v_fma(v_set1(scaled[h][c + odd]), k, acc[odd][h][i]);
+                UNROLL for (int h = 0; h < heads; h++) acc[odd][h][i] =
+                    v_fma(v_set1(scaled[h][c + odd]), k, acc[odd][h][i]);
             }
         }
     }
-    for (int h = 0; h < heads; h++)
-        for (int i = 0; i < VECTORS; i++)
-            v_store(task->scores + h * PLLM_CHUNK_TOKENS + i * W,
-                    v_add(v_add(acc[0][h][i], acc[1][h][i]), v_set1(bias[h])));
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int i = 0; i < VECTORS; i++)
+        v_store(task->scores + h * PLLM_CHUNK_TOKENS + i * W,
+                v_add(v_add(acc[0][h][i], acc[1][h][i]), v_set1(bias[h])));
 }
 
 /* ---- decode: values ---- */
 
 typedef struct value_task {
-    const uint8_t *slice, *next;
+    const uint8_t *slice, *ahead;
     const float *p; /* [heads][PLLM_CHUNK_TOKENS], at this block's first token */
     float *out;     /* [heads][d] */
     uint32_t d, first, end;
@@ -196,25 +201,23 @@ INLINE void values_plain_panel(const value_task *task, pllm_dtype dtype, int hea
     uint64_t row_bytes = (uint64_t)task->d * size;
     const uint8_t *values = task->slice + PLLM_BLOCK_TOKENS * row_bytes + (uint64_t)c * size;
     vec acc[HEADS][4];
-    for (int h = 0; h < heads; h++)
-        for (int j = 0; j < vectors; j++)
-            acc[h][j] = v_load_n(task->out + h * task->d + c + j * W, n);
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int j = 0; j < vectors; j++) acc[h][j] =
+        v_load_n(task->out + h * task->d + c + j * W, n);
     for (uint32_t t = task->first; t < task->end; t++) {
         const uint8_t *row = values + t * row_bytes;
         vec p[HEADS];
-        if (task->next) /* each panel prefetches its own part of the next block's rows */
-            prefetch_lines(task->next, t * row_bytes + (uint64_t)c * size,
+        if (task->ahead) /* each panel prefetches its own part of the next block's rows */
+            prefetch_lines(task->ahead, t * row_bytes + (uint64_t)c * size,
                            (uint64_t)vectors * W * size);
-        for (int h = 0; h < heads; h++) p[h] = v_set1(task->p[h * PLLM_CHUNK_TOKENS + t]);
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) {
+        UNROLL for (int h = 0; h < heads; h++) p[h] = v_set1(task->p[h * PLLM_CHUNK_TOKENS + t]);
+        UNROLL for (int j = 0; j < vectors; j++)
+        {
             vec v = v_plain(dtype, row + (uint64_t)j * W * size, n);
-            for (int h = 0; h < heads; h++) acc[h][j] = v_fma(p[h], v, acc[h][j]);
+            UNROLL for (int h = 0; h < heads; h++) acc[h][j] = v_fma(p[h], v, acc[h][j]);
         }
     }
-    for (int h = 0; h < heads; h++)
-        for (int j = 0; j < vectors; j++)
-            v_store_n(task->out + h * task->d + c + j * W, acc[h][j], n);
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int j = 0; j < vectors; j++)
+        v_store_n(task->out + h * task->d + c + j * W, acc[h][j], n);
 }
 
 INLINE void values_plain(const value_task *task, pllm_dtype dtype, int heads)
@@ -255,26 +258,24 @@ INLINE void values_quantised_panel(const value_task *task, pllm_dtype dtype, int
     uint32_t row_bytes = task->d * dtype_bits(dtype) / 8;
     int low = dtype == PLLM_INT4 ? vectors / 2 : vectors;
     vec acc[HEADS][4];
-    for (int h = 0; h < heads; h++)
-        for (int j = 0; j < vectors; j++)
-            acc[h][j] = v_load_n(task->out + h * task->d + quantised_channel(task, low, c, j), n);
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int j = 0; j < vectors; j++) acc[h][j] =
+        v_load_n(task->out + h * task->d + quantised_channel(task, low, c, j), n);
     for (uint32_t t = task->first; t < task->end; t++) {
         const uint8_t *row = values + (uint64_t)t * row_bytes + c;
         vec p[HEADS];
-        if (task->next) __builtin_prefetch(task->next + (uint64_t)t * row_bytes + c, 0, 3);
-        for (int h = 0; h < heads; h++) p[h] = v_set1(scaled[h][t]);
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) {
+        if (task->ahead) __builtin_prefetch(task->ahead + (uint64_t)t * row_bytes + c, 0, 3);
+        UNROLL for (int h = 0; h < heads; h++) p[h] = v_set1(scaled[h][t]);
+        UNROLL for (int j = 0; j < vectors; j++)
+        {
             vec v = dtype == PLLM_INT8 ? v_u8(row + j * W, n)
                     : j < low          ? v_low_nibbles(row + j * W, n)
                                        : v_high_nibbles(row + (j - low) * W, n);
-            for (int h = 0; h < heads; h++) acc[h][j] = v_fma(p[h], v, acc[h][j]);
+            UNROLL for (int h = 0; h < heads; h++) acc[h][j] = v_fma(p[h], v, acc[h][j]);
         }
     }
-    for (int h = 0; h < heads; h++)
-        for (int j = 0; j < vectors; j++)
-            v_store_n(task->out + h * task->d + quantised_channel(task, low, c, j),
-                      v_add(acc[h][j], v_set1(bias[h])), n);
+    UNROLL for (int h = 0; h < heads; h++) UNROLL for (int j = 0; j < vectors; j++)
+        v_store_n(task->out + h * task->d + quantised_channel(task, low, c, j),
+                  v_add(acc[h][j], v_set1(bias[h])), n);
 }
 
 INLINE void values_quantised(const value_task *task, pllm_dtype dtype, int heads)
@@ -283,9 +284,9 @@ INLINE void values_quantised(const value_task *task, pllm_dtype dtype, int heads
     const uint8_t *values = task->slice + at.values;
     float scaled[HEADS][PLLM_BLOCK_TOKENS] __attribute__((aligned(64)));
     float bias[HEADS];
-    for (int h = 0; h < heads; h++)
-        bias[h] = fold_weights(task->p + h * PLLM_CHUNK_TOKENS, task->slice + at.value_scale,
-                               task->slice + at.value_min, task->first, task->end, scaled[h]);
+    UNROLL for (int h = 0; h < heads; h++) bias[h] =
+        fold_weights(task->p + h * PLLM_CHUNK_TOKENS, task->slice + at.value_scale,
+                     task->slice + at.value_min, task->first, task->end, scaled[h]);
     uint32_t c = 0, row_bytes = task->d * dtype_bits(dtype) / 8;
     uint32_t wide = dtype == PLLM_INT4 ? 2 * W : 4 * W; /* bytes that give four vectors */
     int narrow = dtype == PLLM_INT4 ? 2 : 1;            /* vectors that W bytes give */
@@ -305,10 +306,12 @@ typedef void value_function(const value_task *task);
 #define PLAIN_INSTANCE(NAME, DTYPE, HEAD_COUNT)                        \
     NOINLINE void scores_##NAME##_##HEAD_COUNT(const score_task *task) \
     {                                                                  \
-        if (task->d % W)                                               \
-            scores_plain(task, DTYPE, HEAD_COUNT, 1);                  \
+        if (task->d == 64)                                             \
+            scores_plain(task, DTYPE, HEAD_COUNT, 64);                 \
+        else if (task->d == 128)                                       \
+            scores_plain(task, DTYPE, HEAD_COUNT, 128);                \
         else                                                           \
-            scores_plain(task, DTYPE, HEAD_COUNT, 0);                  \
+            scores_plain(task, DTYPE, HEAD_COUNT, task->d);            \
     }                                                                  \
     NOINLINE void values_##NAME##_##HEAD_COUNT(const value_task *task) \
     {                                                                  \
@@ -382,6 +385,51 @@ INLINE float softmax_range(float *scores, uint32_t first, uint32_t end, float fl
     return v_sum(total);
 }
 
+/* A call reads runs: the keys of its blocks, then their values, then the next view's keys. While
+ * run r is read, run r + distance is prefetched, far enough ahead to cover the memory's latency at
+ * its full rate (100 ns and more at 40 GB/s); more than four slices ahead would push each other out
+ * of L1, since blocks lie multiples of 4 KiB apart and fall on the same sets. */
+typedef struct run_list {
+    const pllm_kv_shape *shape;
+    const pllm_kv_view *view;
+    uint32_t kv_head, block_first, block_count, distance;
+} run_list;
+
+INLINE uint32_t view_blocks(const pllm_kv_view *view)
+{
+    return (view->token_count + PLLM_BLOCK_TOKENS - 1) / PLLM_BLOCK_TOKENS -
+           view->skip / PLLM_BLOCK_TOKENS;
+}
+
+INLINE run_list run_list_of(const pllm_kv_shape *shape, const pllm_kv_view *view, uint32_t kv_head)
+{
+    enum { AHEAD_BYTES = 8192, AHEAD_MAX = 4 };
+    run_list runs = {shape, view, kv_head, view->skip / PLLM_BLOCK_TOKENS, view_blocks(view), 1};
+    uint64_t run_bytes = value_offset(shape->sealed, shape->head_dim);
+    while (runs.distance < AHEAD_MAX && runs.distance * run_bytes < AHEAD_BYTES) runs.distance++;
+    return runs;
+}
+
+/* The run to prefetch during run `run`, NULL if unknown; *scales: its slice's scales likewise. */
+INLINE const uint8_t *run_ahead(const run_list *runs, uint32_t run, const uint8_t **scales)
+{
+    const pllm_kv_view *view = runs->view;
+    uint32_t target = run + runs->distance, first = runs->block_first, d = runs->shape->head_dim;
+    *scales = NULL;
+    if (target >= 2 * runs->block_count) {
+        target -= 2 * runs->block_count;
+        view = view->next;
+        if (!view || view->skip >= view->token_count || target >= view_blocks(view)) return NULL;
+        first = view->skip / PLLM_BLOCK_TOKENS;
+    } else if (target >= runs->block_count) {
+        slice at = view_slice(runs->shape, view, runs->kv_head, first + target - runs->block_count);
+        return at.bytes + value_offset(at.dtype, d);
+    }
+    slice at = view_slice(runs->shape, view, runs->kv_head, first + target);
+    if (dtype_bits(at.dtype) < 16) *scales = at.bytes + 2 * value_offset(at.dtype, d);
+    return at.bytes;
+}
+
 static void attend_decode(const pllm_kv_shape *shape, const pllm_kv_view *view, uint32_t kv_head,
                           const float *q, uint32_t group, float *max, float *sum, float *out,
                           void *scratch)
@@ -397,42 +445,33 @@ static void attend_decode(const pllm_kv_shape *shape, const pllm_kv_view *view, 
         memcpy(q_padded + h * padded, q + (uint64_t)h * d, d * sizeof *q);
         memset(q_padded + h * padded + d, 0, (padded - d) * sizeof *q);
     }
-    uint32_t block_first = view->skip / PLLM_BLOCK_TOKENS;
-    uint32_t block_end = (view->token_count + PLLM_BLOCK_TOKENS - 1) / PLLM_BLOCK_TOKENS;
-    slice first = view_slice(shape, view, kv_head, block_first);
-    for (uint32_t block = block_first; block < block_end; block++) {
+    run_list runs = run_list_of(shape, view, kv_head);
+    for (uint32_t run = 0; run < 2 * runs.block_count; run++) {
+        uint32_t block = runs.block_first + run % runs.block_count;
         uint32_t start = block * PLLM_BLOCK_TOKENS;
+        uint32_t begin = view->skip > start ? view->skip - start : 0;
+        uint32_t end = min_u32(view->token_count - start, PLLM_BLOCK_TOKENS);
         slice at = view_slice(shape, view, kv_head, block);
-        score_task task = {.slice = at.bytes, .q_stride = padded, .d = d};
-        task.next = block + 1 < block_end ? view_slice(shape, view, kv_head, block + 1).bytes
-                                          : first.bytes + value_offset(first.dtype, d);
-        task.first = view->skip > start ? view->skip - start : 0;
-        task.end = min_u32(view->token_count - start, PLLM_BLOCK_TOKENS);
-        for (uint32_t h = 0; h < group; h += HEADS) {
-            task.q = q_padded + h * padded;
-            task.scores = scores + h * PLLM_CHUNK_TOKENS + start;
-            score_functions[at.dtype][min_u32(group - h, HEADS) - 1](&task);
-            task.next = NULL;
-        }
-    }
-    for (uint32_t h = 0; h < group; h++)
-        sum[h] = softmax_range(scores + h * PLLM_CHUNK_TOKENS, view->skip, view->token_count,
-                               -INFINITY, &max[h]);
-    for (uint32_t block = block_first; block < block_end; block++) {
-        uint32_t start = block * PLLM_BLOCK_TOKENS;
-        slice at = view_slice(shape, view, kv_head, block);
-        value_task task = {.slice = at.bytes, .d = d};
-        if (block + 1 < block_end) {
-            slice next = view_slice(shape, view, kv_head, block + 1);
-            task.next = next.bytes + value_offset(next.dtype, d);
-        }
-        task.first = view->skip > start ? view->skip - start : 0;
-        task.end = min_u32(view->token_count - start, PLLM_BLOCK_TOKENS);
-        for (uint32_t h = 0; h < group; h += HEADS) {
-            task.p = scores + h * PLLM_CHUNK_TOKENS + start;
-            task.out = out + (uint64_t)h * d;
-            value_functions[at.dtype][min_u32(group - h, HEADS) - 1](&task);
-            task.next = NULL;
+        const uint8_t *scales, *ahead = run_ahead(&runs, run, &scales);
+        if (run < runs.block_count) {
+            score_task task = {at.bytes, ahead,  scales, q_padded, scores + start,
+                               d,        padded, begin,  end};
+            for (uint32_t h = 0; h < group; h += HEADS) {
+                score_functions[at.dtype][min_u32(group - h, HEADS) - 1](&task);
+                task.q += HEADS * padded, task.scores += HEADS * PLLM_CHUNK_TOKENS;
+                task.ahead = NULL;
+            }
+        } else {
+            if (run == runs.block_count)
+                for (uint32_t h = 0; h < group; h++)
+                    sum[h] = softmax_range(scores + h * PLLM_CHUNK_TOKENS, view->skip,
+                                           view->token_count, -INFINITY, &max[h]);
+            value_task task = {at.bytes, ahead, scores + start, out, d, begin, end};
+            for (uint32_t h = 0; h < group; h += HEADS) {
+                value_functions[at.dtype][min_u32(group - h, HEADS) - 1](&task);
+                task.p += HEADS * PLLM_CHUNK_TOKENS, task.out += HEADS * d;
+                task.ahead = NULL;
+            }
         }
     }
 }
@@ -453,14 +492,15 @@ INLINE void unpack_keys_plain(float *keys, const uint8_t *rows, uint32_t d, uint
             uint32_t n = min_u32(W, d - c);
             vec tile[W];
             if (n == W)
-                for (int i = 0; i < W; i++)
-                    tile[i] = v_plain(dtype, rows + (t + i) * row_bytes + c * size, W);
+                UNROLL for (int i = 0; i < W; i++) tile[i] =
+                    v_plain(dtype, rows + (t + i) * row_bytes + c * size, W);
             else
-                for (int i = 0; i < W; i++)
-                    tile[i] = v_plain(dtype, rows + (t + i) * row_bytes + c * size, n);
+                UNROLL for (int i = 0; i < W; i++) tile[i] =
+                    v_plain(dtype, rows + (t + i) * row_bytes + c * size, n);
             v_transpose(tile);
             if (n == W)
-                for (int i = 0; i < W; i++) v_store(panel + (uint64_t)(c + i) * PANEL, tile[i]);
+                UNROLL for (int i = 0; i < W; i++)
+                    v_store(panel + (uint64_t)(c + i) * PANEL, tile[i]);
             else
                 for (uint32_t i = 0; i < n; i++)
                     v_store(panel + (uint64_t)(c + i) * PANEL, tile[i]);
@@ -571,26 +611,25 @@ NOINLINE void unpack_block(float *keys, float *values, slice at, uint32_t d, uin
 INLINE void multiply(int rows, int vectors, int add, const float *const *a, const float *b,
                      float *const *c, uint32_t depth, uint32_t n)
 {
+    v_mask mask = lanes(n);
     vec acc[MR][NR];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < vectors; j++)
-            acc[i][j] = !add              ? v_zero()
-                        : j < vectors - 1 ? v_load(c[i] + j * W)
-                                          : v_load_n(c[i] + j * W, n);
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vectors; j++) acc[i][j] =
+        !add              ? v_zero()
+        : j < vectors - 1 ? v_load(c[i] + j * W)
+                          : v_load_mask(c[i] + j * W, mask);
     for (uint32_t k = 0; k < depth; k++, b += PANEL) {
         vec row[NR];
-        for (int j = 0; j < vectors; j++) row[j] = v_load(b + j * W);
-        for (int i = 0; i < rows; i++) {
+        UNROLL for (int j = 0; j < vectors; j++) row[j] = v_load(b + j * W);
+        UNROLL for (int i = 0; i < rows; i++)
+        {
             vec scalar = v_set1(a[i][k]);
-            for (int j = 0; j < vectors; j++) acc[i][j] = v_fma(scalar, row[j], acc[i][j]);
+            UNROLL for (int j = 0; j < vectors; j++) acc[i][j] = v_fma(scalar, row[j], acc[i][j]);
         }
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < vectors; j++)
-            if (j < vectors - 1)
-                v_store(c[i] + j * W, acc[i][j]);
-            else
-                v_store_n(c[i] + j * W, acc[i][j], n);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) if (j < vectors - 1)
+            v_store(c[i] + j * W, acc[i][j]);
+    else v_store_mask(c[i] + j * W, acc[i][j], mask);
 }
 
 typedef void multiply_function(const float *const *a, const float *b, float *const *c,
