@@ -19,27 +19,27 @@
 
 /* ---- config.json ---------------------------------------------------------------------------- */
 
-static const json_t *member(const json_t *object, const char *key)
+static const pllm_json_node *member(const pllm_json_node *object, const char *key)
 {
-    const json_t *value = json_object_get(object, key);
-    return json_is_null(value) ? NULL : value; /* null means absent */
+    const pllm_json_node *value = pllm_json_member(object, key);
+    return value && value->kind == PLLM_JSON_NULL ? NULL : value; /* null means absent */
 }
 
 /* 1 found, 0 absent. */
-static int get_u32(const char *file, const json_t *object, const char *key, uint32_t most,
+static int get_u32(const char *file, const pllm_json_node *object, const char *key, uint32_t most,
                    uint32_t *out)
 {
-    const json_t *value = member(object, key);
+    const pllm_json_node *value = member(object, key);
     if (!value) return 0;
-    json_int_t number = json_integer_value(value);
-    if (!json_is_integer(value) || number < 1 || number > (json_int_t)most)
+    int64_t number = value->kind == PLLM_JSON_INTEGER ? value->integer : 0;
+    if (number < 1 || number > (int64_t)most)
         return pllm_fail(PLLM_EINVAL, 0, "%s: %s is not a whole number from 1 to %u", file, key,
                          most);
     *out = (uint32_t)number;
     return 1;
 }
 
-static int need_u32(const char *file, const json_t *object, const char *key, uint32_t most,
+static int need_u32(const char *file, const pllm_json_node *object, const char *key, uint32_t most,
                     uint32_t *out)
 {
     int found = get_u32(file, object, key, most, out);
@@ -47,18 +47,18 @@ static int need_u32(const char *file, const json_t *object, const char *key, uin
     return found;
 }
 
-static int get_f32(const char *file, const json_t *object, const char *key, float *out)
+static int get_f32(const char *file, const pllm_json_node *object, const char *key, float *out)
 {
-    const json_t *value = member(object, key);
+    const pllm_json_node *value = member(object, key);
     if (!value) return 0;
-    double number = json_number_value(value);
-    if (!json_is_number(value) || !(number > 0) || number > 1e30 || (float)number <= 0)
+    double number = value->number; /* 0 for what is no number */
+    if (!(number > 0) || number > 1e30 || (float)number <= 0)
         return pllm_fail(PLLM_EINVAL, 0, "%s: %s is not a number above 0", file, key);
     *out = (float)number;
     return 1;
 }
 
-static int need_f32(const char *file, const json_t *object, const char *key, float *out)
+static int need_f32(const char *file, const pllm_json_node *object, const char *key, float *out)
 {
     int found = get_f32(file, object, key, out);
     if (found == 0)
@@ -67,22 +67,23 @@ static int need_f32(const char *file, const json_t *object, const char *key, flo
 }
 
 /* EUNSUPPORTED when key is true, or any number but zero, or any object or text. */
-static int need_off(const char *file, const json_t *object, const char *key)
+static int need_off(const char *file, const pllm_json_node *object, const char *key)
 {
-    const json_t *value = member(object, key);
-    if (!value || json_is_false(value)) return PLLM_OK;
-    if (json_is_number(value) && json_number_value(value) == 0) return PLLM_OK;
+    const pllm_json_node *value = member(object, key);
+    if (!value || value->kind == PLLM_JSON_FALSE) return PLLM_OK;
+    if (value->kind == PLLM_JSON_INTEGER && value->integer == 0) return PLLM_OK;
     return pllm_fail(PLLM_EUNSUPPORTED, 0,
                      "%s: sets %s, which changes the arithmetic and is not supported here", file,
                      key);
 }
 
 /* EUNSUPPORTED when key is text other than one of the words (separated by spaces). */
-static int need_word(const char *file, const json_t *object, const char *key, const char *words)
+static int need_word(const char *file, const pllm_json_node *object, const char *key,
+                     const char *words)
 {
-    const json_t *value = member(object, key);
+    const pllm_json_node *value = member(object, key);
     if (!value) return PLLM_OK;
-    const char *word = json_string_value(value);
+    const char *word = pllm_json_text(value);
     size_t bytes = word ? strlen(word) : 0;
     for (const char *at = words; bytes > 0 && *at;) {
         size_t length = strcspn(at, " ");
@@ -94,11 +95,11 @@ static int need_word(const char *file, const json_t *object, const char *key, co
                      pllm_printable(shown, word ? word : "(no text)", word ? bytes : 9), words);
 }
 
-static int parse_rope_kind(const char *file, const json_t *rope, pllm_model_shape *shape)
+static int parse_rope_kind(const char *file, const pllm_json_node *rope, pllm_model_shape *shape)
 {
-    const json_t *named = member(rope, "rope_type");
+    const pllm_json_node *named = member(rope, "rope_type");
     if (!named) named = member(rope, "type");
-    const char *kind = named ? json_string_value(named) : "default";
+    const char *kind = named ? pllm_json_text(named) : "default";
     if (!kind) return pllm_fail(PLLM_EINVAL, 0, "%s: the rope type is not text", file);
     if (strcmp(kind, "default") == 0) return PLLM_OK;
     int status = need_f32(file, rope, "factor", &shape->rope.factor);
@@ -128,21 +129,19 @@ static int parse_rope_kind(const char *file, const json_t *rope, pllm_model_shap
     return PLLM_OK;
 }
 
-static int parse_rope(const char *file, const json_t *root, pllm_model_shape *shape)
+static int parse_rope(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
-    const json_t *rope = member(root, "rope_parameters");
+    const pllm_json_node *rope = member(root, "rope_parameters");
     if (!rope) rope = member(root, "rope_scaling");
-    if (rope && !json_is_object(rope))
+    if (rope && rope->kind != PLLM_JSON_OBJECT)
         return pllm_fail(PLLM_EINVAL, 0, "%s: its rope settings are not an object", file);
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)rope, key, value)
-    {
+    const pllm_json_node *value = rope ? rope + 1 : NULL;
+    for (uint32_t i = 0; rope && i < rope->count; i++, value += value->span) {
         char shown[80];
-        if (json_is_object(value))
+        if (value->kind == PLLM_JSON_OBJECT)
             return pllm_fail(PLLM_EUNSUPPORTED, 0,
                              "%s: rope settings per kind of layer (%s) are not supported", file,
-                             pllm_printable(shown, key, strlen(key)));
+                             pllm_printable(shown, value->key, strlen(value->key)));
     }
     int status = rope ? get_f32(file, rope, "rope_theta", &shape->rope.base) : 0;
     if (status == 0) status = get_f32(file, root, "rope_theta", &shape->rope.base);
@@ -159,37 +158,38 @@ static int parse_rope(const char *file, const json_t *root, pllm_model_shape *sh
     return rope ? parse_rope_kind(file, rope, shape) : PLLM_OK;
 }
 
-static int parse_token(const char *file, const char *key, const json_t *value, uint32_t vocab,
-                       uint32_t *out)
+static int parse_token(const char *file, const char *key, const pllm_json_node *value,
+                       uint32_t vocab, uint32_t *out)
 {
-    json_int_t id = json_integer_value(value);
-    if (!json_is_integer(value) || id < 0 || id >= (json_int_t)vocab)
+    int64_t id = value->kind == PLLM_JSON_INTEGER ? value->integer : -1;
+    if (id < 0 || id >= (int64_t)vocab)
         return pllm_fail(PLLM_EINVAL, 0, "%s: %s is not a token id below vocab_size %u", file, key,
                          vocab);
     *out = (uint32_t)id;
     return PLLM_OK;
 }
 
-static int parse_tokens(const char *file, const json_t *root, pllm_model_shape *shape)
+static int parse_tokens(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
-    const json_t *bos = member(root, "bos_token_id"), *eos = member(root, "eos_token_id");
+    const pllm_json_node *bos = member(root, "bos_token_id"), *eos = member(root, "eos_token_id");
     int status = PLLM_OK;
     if (bos) status = parse_token(file, "bos_token_id", bos, shape->vocab_size, &shape->bos_id);
     if (status < 0 || !eos) return status;
-    size_t count = json_is_array(eos) ? json_array_size(eos) : 1;
+    int list = eos->kind == PLLM_JSON_ARRAY;
+    uint32_t count = list ? eos->count : 1;
     if (count > 8)
-        return pllm_fail(PLLM_ELIMIT, 0, "%s: eos_token_id lists %zu ids; up to 8 are read", file,
+        return pllm_fail(PLLM_ELIMIT, 0, "%s: eos_token_id lists %u ids; up to 8 are read", file,
                          count);
-    for (size_t i = 0; i < count; i++) {
-        const json_t *id = json_is_array(eos) ? json_array_get(eos, i) : eos;
+    for (uint32_t i = 0; i < count; i++) {
+        const pllm_json_node *id = list ? pllm_json_at(eos, i) : eos;
         status = parse_token(file, "eos_token_id", id, shape->vocab_size, &shape->eos_ids[i]);
         if (status < 0) return status;
     }
-    shape->eos_count = (uint32_t)count;
+    shape->eos_count = count;
     return PLLM_OK;
 }
 
-static int parse_sizes(const char *file, const json_t *root, pllm_model_shape *shape)
+static int parse_sizes(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
     const struct {
         const char *key;
@@ -221,7 +221,7 @@ static int parse_sizes(const char *file, const json_t *root, pllm_model_shape *s
     return status < 0 ? status : PLLM_OK;
 }
 
-static int parse_features(const char *file, const json_t *root, pllm_model_shape *shape)
+static int parse_features(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
     static const char *const off[] = {"attention_bias", "mlp_bias", "quantization_config",
                                       "sliding_window", "num_local_experts"};
@@ -234,10 +234,10 @@ static int parse_features(const char *file, const json_t *root, pllm_model_shape
     const char *floats = "float32 float16 bfloat16";
     if ((status = need_word(file, root, "dtype", floats)) < 0) return status;
     if ((status = need_word(file, root, "torch_dtype", floats)) < 0) return status;
-    const json_t *tied = member(root, "tie_word_embeddings");
-    if (tied && !json_is_boolean(tied))
+    const pllm_json_node *tied = member(root, "tie_word_embeddings");
+    if (tied && tied->kind != PLLM_JSON_TRUE && tied->kind != PLLM_JSON_FALSE)
         return pllm_fail(PLLM_EINVAL, 0, "%s: tie_word_embeddings is not true or false", file);
-    shape->tied_output = json_is_true(tied);
+    shape->tied_output = tied && tied->kind == PLLM_JSON_TRUE;
     status = get_f32(file, root, "rms_norm_eps", &shape->norm_epsilon);
     return status < 0 ? status : PLLM_OK;
 }
@@ -274,9 +274,9 @@ static void set_defaults(pllm_model_shape *shape)
     for (uint32_t i = 0; i < 8; i++) shape->eos_ids[i] = PLLM_NO_TOKEN;
 }
 
-static int parse_root(const char *file, const json_t *root, pllm_model_shape *shape)
+static int parse_root(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
-    const char *type = json_string_value(member(root, "model_type"));
+    const char *type = pllm_json_text(member(root, "model_type"));
     if (!type) return pllm_fail(PLLM_EINVAL, 0, "%s: model_type is missing", file);
     shape->family = pllm_family_find(type, strlen(type));
     if (!shape->family) {
@@ -293,14 +293,15 @@ static int parse_root(const char *file, const json_t *root, pllm_model_shape *sh
     return check_shape(file, shape);
 }
 
-int pllm_config_parse(const char *file, const void *text, uint64_t bytes, pllm_model_shape *shape)
+int pllm_config_parse(const pllm_context *context, const char *file, const void *text,
+                      uint64_t bytes, pllm_model_shape *shape)
 {
+    pllm_json json;
     set_defaults(shape);
-    json_t *root;
-    int status = pllm_json_parse(file, text, bytes, &root);
+    int status = pllm_json_parse(context, file, text, bytes, &json);
     if (status < 0) return status;
-    status = parse_root(file, root, shape);
-    json_decref(root);
+    status = parse_root(file, json.nodes, shape);
+    pllm_json_deinit(&json);
     return status;
 }
 

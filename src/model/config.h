@@ -7,7 +7,8 @@
 
 /* The text of a config.json, old style (rope_theta, rope_scaling) or new (rope_parameters).
  * Errors: ECORRUPT (no JSON), EINVAL (missing or nonsense value), EUNSUPPORTED, ENOMEM. */
-int pllm_config_parse(const char *file, const void *text, uint64_t bytes, pllm_model_shape *shape);
+int pllm_config_parse(const pllm_context *context, const char *file, const void *text,
+                      uint64_t bytes, pllm_model_shape *shape);
 /* The same from GGUF metadata. vocab_size may stay 0: the embedding's rows then decide. */
 int pllm_config_from_gguf(const pllm_gguf *gguf, pllm_model_shape *shape);
 

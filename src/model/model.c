@@ -322,19 +322,16 @@ static const pllm_safetensors *shard_named(const pllm_model *model, const char *
 }
 
 /* Opens each file of weight_map once and checks that it has the tensors promised. */
-static int open_mapped(pllm_model *model, const char *index_path, json_t *map)
+static int open_mapped(pllm_model *model, const char *index_path, const pllm_json_node *map)
 {
     char shown[80];
-    const char *tensor;
-    json_t *value;
-    uint64_t count = json_object_size(map);
-    if (!json_is_object(map) || count == 0)
-        return pllm_fail(PLLM_ECORRUPT, 0, "%s: has no weight_map", index_path);
+    uint32_t count = map && map->kind == PLLM_JSON_OBJECT ? map->count : 0;
+    if (count == 0) return pllm_fail(PLLM_ECORRUPT, 0, "%s: has no weight_map", index_path);
     int status = shard_reserve(model, count < SHARD_MAX ? count : SHARD_MAX);
     if (status < 0) return status;
-    json_object_foreach(map, tensor, value)
-    {
-        const char *name = json_string_value(value);
+    const pllm_json_node *value = map + 1;
+    for (uint32_t i = 0; i < count; i++, value += value->span) {
+        const char *tensor = value->key, *name = pllm_json_text(value);
         size_t bytes = name ? strlen(name) : 0;
         if (bytes == 0 || bytes > 255 || strchr(name, '/') || !ends_with(name, ".safetensors"))
             return pllm_fail(PLLM_ECORRUPT, 0,
@@ -359,14 +356,14 @@ static int open_mapped(pllm_model *model, const char *index_path, json_t *map)
 static int open_index(pllm_model *model, const char *index_path)
 {
     pllm_file_map map;
-    json_t *root;
+    pllm_json json;
     int status = pllm_file_map_open(index_path, &map);
     if (status < 0) return status;
-    status = pllm_json_parse(index_path, map.data, map.bytes, &root);
+    status = pllm_json_parse(model->context, index_path, map.data, map.bytes, &json);
     pllm_file_map_close(&map);
     if (status < 0) return status;
-    status = open_mapped(model, index_path, json_object_get(root, "weight_map"));
-    json_decref(root);
+    status = open_mapped(model, index_path, pllm_json_member(json.nodes, "weight_map"));
+    pllm_json_deinit(&json);
     return status;
 }
 
@@ -409,8 +406,8 @@ static int open_folder(pllm_model *model)
         return pllm_fail(PLLM_ELIMIT, 0, "%s: has %llu bytes; a configuration has at most %u",
                          model->config_path, (unsigned long long)model->map.bytes,
                          CONFIG_BYTES_MAX);
-    status =
-        pllm_config_parse(model->config_path, model->map.data, model->map.bytes, &model->shape);
+    status = pllm_config_parse(model->context, model->config_path, model->map.data,
+                               model->map.bytes, &model->shape);
     if (status < 0) return status;
     status = open_weights(model);
     return status < 0 ? status : bind_all(model);

@@ -1,7 +1,6 @@
-/* safetensors.c - header by jansson (duplicate names refused), then a check that the tensors tile
+/* safetensors.c - the header, then a check that the tensors tile
  * the data exactly. Elements must be aligned to their size in memory, which every current writer
  * sees to; the mapping starts on a page, so file alignment is memory alignment. */
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include "model/file_map.h"
@@ -36,10 +35,10 @@ static const struct {
     {"I8", 1, PLLM_DTYPE_COUNT},   {"U8", 1, PLLM_DTYPE_COUNT},   {"BOOL", 1, PLLM_DTYPE_COUNT},
 };
 
-static int parse_dtype(const char *file, const char *shown, const json_t *entry,
+static int parse_dtype(const char *file, const char *shown, const pllm_json_node *entry,
                        pllm_safetensors_view *view)
 {
-    const char *name = json_string_value(json_object_get(entry, "dtype"));
+    const char *name = pllm_json_text(pllm_json_member(entry, "dtype"));
     if (!name)
         return pllm_fail(PLLM_ECORRUPT, 0, "%s: tensor %s has no dtype in the header", file, shown);
     for (uint32_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
@@ -56,21 +55,21 @@ static int parse_dtype(const char *file, const char *shown, const json_t *entry,
                      file, shown, pllm_printable(wrong, name, strlen(name)));
 }
 
-static int parse_shape(const char *file, const char *shown, const json_t *entry,
+static int parse_shape(const char *file, const char *shown, const pllm_json_node *entry,
                        pllm_safetensors_view *view)
 {
-    const json_t *shape = json_object_get(entry, "shape");
-    size_t rank = json_array_size(shape);
-    if (!json_is_array(shape) || rank > 4)
+    const pllm_json_node *shape = pllm_json_member(entry, "shape");
+    uint32_t rank = shape && shape->kind == PLLM_JSON_ARRAY ? shape->count : 5;
+    if (rank > 4)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "%s: tensor %s has no shape, or one of rank %zu; 0 to 4 are read", file,
-                         shown, rank);
+                         "%s: tensor %s has no shape, or one of more than 4 dimensions", file,
+                         shown);
     uint64_t bytes = view->element_bytes;
-    view->tensor.rank = (uint32_t)rank;
+    view->tensor.rank = rank;
     for (uint32_t i = 0; i < 4; i++) {
-        const json_t *dim = i < rank ? json_array_get(shape, i) : NULL;
-        json_int_t size = dim ? json_integer_value(dim) : 1;
-        if ((dim && !json_is_integer(dim)) || size < 0 ||
+        const pllm_json_node *dim = i < rank ? pllm_json_at(shape, i) : NULL;
+        int64_t size = dim ? dim->integer : 1;
+        if ((dim && dim->kind != PLLM_JSON_INTEGER) || size < 0 ||
             __builtin_mul_overflow(bytes, (uint64_t)size, &bytes))
             return pllm_fail(PLLM_ECORRUPT, 0,
                              "%s: tensor %s has a dimension %u that is no size, or its shape "
@@ -82,14 +81,15 @@ static int parse_shape(const char *file, const char *shown, const json_t *entry,
     return PLLM_OK;
 }
 
-static int parse_offsets(const pllm_safetensors *self, const char *shown, const json_t *entry,
-                         pllm_safetensors_view *view)
+static int parse_offsets(const pllm_safetensors *self, const char *shown,
+                         const pllm_json_node *entry, pllm_safetensors_view *view)
 {
-    const json_t *offsets = json_object_get(entry, "data_offsets");
-    const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
-    json_int_t begin = json_integer_value(first), end = json_integer_value(last);
-    if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last) ||
-        begin < 0 || end < begin)
+    const pllm_json_node *offsets = pllm_json_member(entry, "data_offsets");
+    const pllm_json_node *first = pllm_json_at(offsets, 0), *last = pllm_json_at(offsets, 1);
+    int valid = first && last && offsets->kind == PLLM_JSON_ARRAY && offsets->count == 2 &&
+                first->kind == PLLM_JSON_INTEGER && last->kind == PLLM_JSON_INTEGER;
+    int64_t begin = valid ? first->integer : -1, end = valid ? last->integer : -1;
+    if (begin < 0 || end < begin)
         return pllm_fail(PLLM_ECORRUPT, 0, "%s: tensor %s has no valid pair of data_offsets",
                          self->path, shown);
     uint64_t room = self->bytes - self->header_bytes;
@@ -113,13 +113,14 @@ static int parse_offsets(const pllm_safetensors *self, const char *shown, const 
     return PLLM_OK;
 }
 
-static int parse_entry(pllm_safetensors *self, const char *name, const json_t *entry,
+static int parse_entry(pllm_safetensors *self, const pllm_json_node *entry,
                        pllm_safetensors_view *view, char **names)
 {
     char shown[80];
+    const char *name = entry->key;
     size_t name_bytes = strlen(name);
     pllm_printable(shown, name, name_bytes);
-    if (name_bytes == 0 || name_bytes > NAME_BYTES_MAX || !json_is_object(entry))
+    if (name_bytes == 0 || name_bytes > NAME_BYTES_MAX || entry->kind != PLLM_JSON_OBJECT)
         return pllm_fail(PLLM_ECORRUPT, 0,
                          "%s: header entry \"%s\" is no tensor: its name has 1 to %u bytes and its "
                          "value is an object",
@@ -172,15 +173,18 @@ static const char *view_name_at(const void *owner, uint32_t number, uint64_t *by
     return views[number].tensor.name;
 }
 
-static int parse_header(pllm_safetensors *self, json_t *root)
+static int is_metadata(const pllm_json_node *entry)
+{
+    return strcmp(entry->key, "__metadata__") == 0;
+}
+
+static int parse_header(pllm_safetensors *self, const pllm_json_node *root)
 {
     uint64_t names_bytes = 0;
-    const char *name;
-    json_t *entry;
-    json_object_foreach(root, name, entry)
-    {
-        if (strcmp(name, "__metadata__") == 0) continue;
-        names_bytes += strlen(name) + 1;
+    const pllm_json_node *entry = root + 1;
+    for (uint32_t i = 0; i < root->count; i++, entry += entry->span) {
+        if (is_metadata(entry)) continue;
+        names_bytes += strlen(entry->key) + 1;
         self->count++;
     }
     if (self->count == 0 || self->count > TENSOR_COUNT_MAX)
@@ -191,11 +195,11 @@ static int parse_header(pllm_safetensors *self, json_t *root)
     self->names = pllm_alloc(self->context, names_bytes);
     if (!self->names) return pllm_fail_memory("tensor names", names_bytes);
     char *names = self->names;
-    uint32_t i = 0;
-    json_object_foreach(root, name, entry)
-    {
-        if (strcmp(name, "__metadata__") == 0) continue;
-        int status = parse_entry(self, name, entry, &self->views[i++], &names);
+    pllm_safetensors_view *view = self->views;
+    entry = root + 1;
+    for (uint32_t i = 0; i < root->count; i++, entry += entry->span) {
+        if (is_metadata(entry)) continue;
+        int status = parse_entry(self, entry, view++, &names);
         if (status < 0) return status;
     }
     qsort(self->views, self->count, sizeof *self->views, compare_views);
@@ -203,7 +207,8 @@ static int parse_header(pllm_safetensors *self, json_t *root)
     if (status < 0) return status;
     status =
         pllm_text_index_init(self->context, &self->index, self->count, view_name_at, self->views);
-    for (i = 0; status == PLLM_OK && i < self->count; i++) pllm_text_index_add(&self->index, i);
+    for (uint32_t i = 0; status == PLLM_OK && i < self->count; i++)
+        pllm_text_index_add(&self->index, i);
     return status;
 }
 
@@ -218,11 +223,11 @@ static int parse(pllm_safetensors *self)
                          self->path, (unsigned long long)text_bytes,
                          (unsigned long long)self->bytes, HEADER_BYTES_MAX);
     self->header_bytes = 8 + text_bytes;
-    json_t *root;
-    int status = pllm_json_parse(self->path, self->data + 8, text_bytes, &root);
+    pllm_json json;
+    int status = pllm_json_parse(self->context, self->path, self->data + 8, text_bytes, &json);
     if (status < 0) return status;
-    status = parse_header(self, root);
-    json_decref(root);
+    status = parse_header(self, json.nodes);
+    pllm_json_deinit(&json);
     return status;
 }
 
