@@ -7,7 +7,7 @@
  * Baselines: a plain f32 row-major dot product per output, and the file's own blocks dequantised on
  * the way. Best of several runs: neighbours on the machine only make things slower.
  *
- *   bench_linear [--smoke] [--version NAME] [--json FILE] */
+ *   bench_linear [--smoke] [--version NAME] [--json FILE]     FILE: bench/results/linear.json */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +16,7 @@
 #include "base/context.h"
 #include "kernels/kernels.h"
 
+#define RESULTS "bench/results/linear.json"
 enum { THREADS_MAX = 2, RUNS = 5 };
 
 static const struct shape {
@@ -184,6 +185,19 @@ static double read_bandwidth(const void *memory, uint64_t bytes)
     return best;
 }
 
+/* A benchmark of wrong results is worth nothing: bf16 is the coarsest, some 2^-8 a term. */
+static void check_equal(const char *name, const float *out, const float *plain, uint32_t n)
+{
+    double difference = 0, size = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        difference += ((double)out[i] - plain[i]) * ((double)out[i] - plain[i]);
+        size += (double)plain[i] * plain[i];
+    }
+    if (difference <= 1e-4 * size) return;
+    fprintf(stderr, "bench_linear: %s: the product is not the dot products\n", name);
+    exit(1);
+}
+
 static void bench_shape(const struct shape *shape, const pllm_kernels *kernels, uint64_t walk_bytes,
                         uint32_t m_many, FILE *json, int first)
 {
@@ -223,7 +237,12 @@ static void bench_shape(const struct shape *shape, const pllm_kernels *kernels, 
     w.expanded = allocate((uint64_t)n * k * sizeof(float));
     for (uint32_t row = 0; row < n; row++)
         kernels->unpack_row(w.expanded + (uint64_t)row * k, linear, row);
-    double plain_one = time_plain(&w), own_one = time_threads(&w, 1);
+    double plain_one = time_plain(&w);
+    float *plain = allocate(n * sizeof *plain);
+    memcpy(plain, w.out, n * sizeof *plain);
+    double own_one = time_threads(&w, 1);
+    check_equal(shape->name, w.out, plain, n);
+    pllm_free(NULL, plain);
     w.m = m_many;
     double operations = 2.0 * m_many * n * k;
     double many = operations / time_threads(&w, 1) / 1e9;
@@ -270,7 +289,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "bench_linear: this CPU has no such version\n");
         return 2;
     }
-    FILE *json = json_path ? fopen(json_path, "w") : NULL;
+    /* scripts/bench.sh makes the folder and runs this from the top of the tree. */
+    FILE *json = NULL;
+    if (json_path || m_many == 256) json = fopen(json_path ? json_path : RESULTS, "w");
     if (json_path && !json) {
         fprintf(stderr, "bench_linear: cannot write %s\n", json_path);
         return 1;

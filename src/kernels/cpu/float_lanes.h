@@ -48,7 +48,7 @@ typedef struct float_tile {
     uint32_t m, n, n_end; /* n_end: outputs from here on are not written */
     /* While rows go by the panels at hand, the next panels are asked for, step bytes for each k (or
      * group), a share by each tile, so that they are in cache when their turn comes. */
-    const uint8_t *ahead;
+    uintptr_t ahead; /* may lie past the matrix: only ever prefetched */
     uint32_t ahead_step;
 } float_tile;
 
@@ -56,15 +56,15 @@ typedef struct float_tile {
 INLINE void plan_ahead(float_tile *tile, uint32_t panels, uint32_t tile_count, uint32_t step_count)
 {
     uint64_t bytes = tile->linear->panel_bytes * panels, steps = (uint64_t)tile_count * step_count;
-    tile->ahead = panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS) + bytes;
+    tile->ahead = (uintptr_t)panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS) + bytes;
     tile->ahead_step = (uint32_t)((bytes + steps - 1) / steps);
 }
 
 INLINE void look_ahead(const float_tile *tile, uint32_t step)
 {
-    const uint8_t *at = tile->ahead + (uint64_t)step * tile->ahead_step;
+    uintptr_t at = tile->ahead + (uint64_t)step * tile->ahead_step;
     for (uint32_t i = 0; i < tile->ahead_step; i += 64)
-        _mm_prefetch((const char *)at + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)(at + i), _MM_HINT_T1);
 }
 
 /* The tile below: rows further, with the next share of what is ahead. */

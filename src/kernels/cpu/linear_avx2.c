@@ -174,7 +174,7 @@ void pllm_product_avx2(float *out, uint64_t out_stride, const pllm_activations *
                        uint32_t n_first, uint32_t n_count)
 {
     float_tile tile = {out,     out_stride,        activations, linear, m_first,
-                       n_first, n_first + n_count, NULL,        0};
+                       n_first, n_first + n_count, 0,           0};
     if (linear->compute != PLLM_COMPUTE_INTEGER) {
         product_float(tile, m_count);
         return;

@@ -125,7 +125,7 @@ INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
     UNROLL for (int r = 0; r < rows; r++) totals[r] = _mm512_setzero_ps();
     for (uint32_t g = 0; g < groups; g++) {
         if (tile->ahead) {
-            const char *ahead = (const char *)tile->ahead + (uint64_t)g * (unsigned)group_bytes;
+            const char *ahead = (const char *)(tile->ahead + (uint64_t)g * (unsigned)group_bytes);
             UNROLL for (int i = 0; i < group_bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
         }
         __m512i w[8];
@@ -161,7 +161,7 @@ INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
 /* m_count rows in passes of equal height; the panel comes from memory once, then from cache. */
 INLINE void direct_rows(pllm_dtype dtype, float_tile tile, uint32_t m_count)
 {
-    tile.ahead = panel_at(tile.linear, tile.n / PLLM_PANEL_ROWS) + AHEAD_BYTES;
+    tile.ahead = (uintptr_t)panel_at(tile.linear, tile.n / PLLM_PANEL_ROWS) + AHEAD_BYTES;
     while (m_count > 0) {
         uint32_t rows = next_height(m_count, DIRECT_ROWS);
         switch (rows) {
@@ -179,7 +179,7 @@ INLINE void direct_rows(pllm_dtype dtype, float_tile tile, uint32_t m_count)
             break;
         }
         next_rows(&tile, rows, 0);
-        tile.ahead = NULL;
+        tile.ahead = 0;
         m_count -= rows;
     }
 }
@@ -408,7 +408,7 @@ void pllm_product_avx512(float *out, uint64_t out_stride, const pllm_activations
                          uint32_t n_first, uint32_t n_count)
 {
     float_tile tile = {out,     out_stride,        activations, linear, m_first,
-                       n_first, n_first + n_count, NULL,        0};
+                       n_first, n_first + n_count, 0,           0};
     if (linear->compute != PLLM_COMPUTE_INTEGER) {
         product_float(tile, m_count);
         return;
