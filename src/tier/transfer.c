@@ -491,3 +491,64 @@ void pllm_transfers_close(pllm_transfers *transfers)
     pllm_free(transfers->context, transfers->buckets);
     pllm_free(transfers->context, transfers);
 }
+
+/* ---- for tests ---- */
+
+static void check(int fact)
+{
+    if (!fact) abort();
+}
+
+static uint32_t count_queued(const pllm_transfers *transfers)
+{
+    uint32_t count = 0;
+    for (uint32_t lane = 0; lane < LANE_COUNT; lane++)
+        for (uint32_t priority = 0; priority < PRIORITY_COUNT; priority++) {
+            uint32_t index = transfers->queues[lane][priority].first;
+            for (; index != PLLM_NONE; index = transfers->requests[index].next) {
+                const transfer_request *r = &transfers->requests[index];
+                check(r->state == REQUEST_QUEUED && r->lane == lane && r->priority == priority);
+                count++;
+            }
+        }
+    return count;
+}
+
+static uint32_t count_running(const pllm_transfers *transfers, uint32_t *staging_out)
+{
+    uint32_t count = 0;
+    *staging_out = 0;
+    for (uint32_t i = 0; i < transfers->run_max; i++) {
+        const transfer_run *run = &transfers->runs[i];
+        if (run->phase == RUN_FREE) continue;
+        *staging_out += run->staging == PLLM_NONE ? 0 : run->staging_count;
+        uint32_t in_run = 0;
+        for (uint32_t r = run->first; r != PLLM_NONE; r = transfers->requests[r].next, in_run++)
+            check(transfers->requests[r].state == REQUEST_RUNNING);
+        check(in_run == run->count);
+        count += in_run;
+    }
+    return count;
+}
+
+void pllm_transfers_check(const pllm_transfers *transfers)
+{
+    uint32_t counts[REQUEST_OVER + 1] = {0}, staging;
+    for (uint32_t index = 0; index < transfers->request_max; index++) {
+        const transfer_request *r = &transfers->requests[index];
+        counts[r->state]++;
+        if (r->state == REQUEST_FREE || r->state == REQUEST_OVER) continue;
+        uint32_t found = *bucket_of(transfers, r->lane, r->slot), older = r->chain;
+        while (found != PLLM_NONE && found != index) found = transfers->requests[found].chain;
+        check(found == index); /* 1 */
+        while (older != PLLM_NONE && !same_slot(&transfers->requests[older], r->lane, r->slot))
+            older = transfers->requests[older].chain;
+        check(older == r->waits_on);                                        /* 2 */
+        check((r->state == REQUEST_BLOCKED) == (r->waits_on != PLLM_NONE)); /* 2 */
+    }
+    check(count_queued(transfers) == counts[REQUEST_QUEUED]);             /* 2 */
+    check(count_running(transfers, &staging) == counts[REQUEST_RUNNING]); /* 2 */
+    check(transfers->pending ==
+          counts[REQUEST_QUEUED] + counts[REQUEST_BLOCKED] + counts[REQUEST_RUNNING]); /* 3 */
+    if (!transfers->disk_dead) check(staging == transfers->staging_used);              /* 4 */
+}

@@ -12,6 +12,13 @@
  * process, so headers live in a table beside the slots, not among the data, and reads stay
  * aligned.)
  *
+ * Transfers that touch the same slot happen one after the other, in order of submission, whatever
+ * their priorities (an urgent one hurries those before it): a read behind a write sees what was
+ * written, and fails if that write fails. Transfers that share a frame are the caller's business.
+ *
+ * When a merged read or write fails, its pages are tried once more one by one, so that a bad sector
+ * costs the pages on it and no others.
+ *
  * A ticket names a transfer and its generation: asking about one that is over and forgotten is
  * ESTALE, never another transfer's answer. Tickets are forgotten by pllm_transfer_release.
  * Ownership of frames and slots stays with the caller, who must not free them in between.
@@ -40,7 +47,7 @@ typedef struct pllm_transfer {
 typedef struct pllm_transfers_options {
     uint32_t struct_bytes;
     uint32_t ticket_max;    /* transfers known at once; 0: 4096 */
-    uint32_t staging_count; /* extents; 0: 8 (used only with a disk) */
+    uint32_t staging_count; /* extents used at most, of those that tiers has; 0: all */
     uint64_t fingerprint;   /* of model and format: bound into every checksum */
     uint32_t format;        /* a pllm_dtype */
 } pllm_transfers_options;
@@ -75,9 +82,13 @@ uint32_t pllm_transfers_pending(const pllm_transfers *transfers);
 
 typedef struct pllm_transfers_stats {
     uint64_t pages[3][3], bytes[3][3]; /* [from][to] by pllm_place, finished */
-    uint64_t merged_runs, failed, corrupt;
+    uint64_t merged_runs; /* reads, writes and batched copies that carried more than one page */
+    uint64_t failed, corrupt;
     uint64_t disk_read_bytes, disk_write_bytes;
 } pllm_transfers_stats;
 void pllm_transfers_stats_get(const pllm_transfers *transfers, pllm_transfers_stats *stats_out);
+
+/* The numbered invariants of transfer_internal.h, for tests; aborts when one is broken. */
+void pllm_transfers_check(const pllm_transfers *transfers);
 
 #endif

@@ -1,4 +1,5 @@
-/* Goal: pages come back as they went, whatever their size, order and place. */
+/* The transfer engine: pages come back as they went, in the order and with the failures that
+ * transfer.h promises. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,121 +7,448 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "tier/transfer.h"
+#include "tier_rig.h"
 
-typedef struct tier_rig {
+#define OK(call)                                                             \
+    do {                                                                     \
+        int status_ = (call);                                                \
+        if (status_ < 0) fail_msg("%s: %s", #call, pllm_last_error()->text); \
+    } while (0)
+
+enum { DEVICE = PLLM_AT_DEVICE, HOST = PLLM_AT_HOST, DISK = PLLM_AT_DISK };
+
+/* A sim device, a sim disk that may be spoiled, pages of 4 KiB. */
+typedef struct sim_rig {
+    tier_rig rig;
     pllm_device *device;
-    pllm_budget *budget;
-    pllm_tiers *tiers;
-    pllm_transfers *transfers;
-} tier_rig;
+    pllm_disk *disk;
+} sim_rig;
 
-static void rig_open(tier_rig *rig, const pllm_tiers_options *options, uint32_t ticket_max)
+static void sim_open(sim_rig *sim, uint64_t seed, uint32_t frames, uint32_t slots,
+                     const pllm_faulty_disk_options *faults)
 {
-    pllm_host_device_options host = {.struct_bytes = sizeof host};
-    memset(rig, 0, sizeof *rig);
-    assert_int_equal(pllm_device_open_host(NULL, &host, &rig->device), PLLM_OK);
-    assert_int_equal(pllm_budget_open(NULL, UINT64_MAX, &rig->budget), PLLM_OK);
-    if (pllm_tiers_open(NULL, rig->device, rig->budget, options, &rig->tiers) < 0)
-        fail_msg("%s", pllm_last_error()->text);
-    pllm_transfers_options transfers = {.struct_bytes = sizeof transfers, .ticket_max = ticket_max};
-    assert_int_equal(pllm_transfers_open(NULL, rig->tiers, &transfers, &rig->transfers), PLLM_OK);
+    pllm_sim_device_options device = {
+        .struct_bytes = sizeof device, .seed = seed, .latency_ns_max = 20000};
+    OK(pllm_device_open_sim(NULL, &device, &sim->device));
+    sim->disk = tier_rig_disk(NULL, sim->device, slots * 4096, seed, faults);
+    assert_non_null(sim->disk);
+    tier_rig_options options = {.device = sim->device,
+                                .frames = frames,
+                                .host_slots = slots,
+                                .disk_slots = slots,
+                                .disk = sim->disk};
+    OK(tier_rig_open(NULL, &options, &sim->rig));
+    for (uint32_t i = 0; i < frames; i++) {
+        uint32_t frame;
+        OK(pllm_tiers_frame_alloc(sim->rig.tiers, &frame));
+        assert_int_equal(frame, i);
+    }
+    for (uint32_t i = 0, slot; i < slots; i++)
+        for (uint32_t place = HOST; place <= DISK; place++)
+            OK(pllm_tiers_slot_alloc(sim->rig.tiers, (pllm_place)place, i ? i - 1 : PLLM_NONE,
+                                     &slot));
 }
 
-static void rig_close(tier_rig *rig)
+static void sim_close(sim_rig *sim)
 {
-    pllm_transfers_close(rig->transfers);
-    pllm_tiers_close(rig->tiers);
-    pllm_budget_close(rig->budget);
-    pllm_device_close(rig->device);
+    tier_rig_close(&sim->rig);
+    pllm_device_close(sim->device);
 }
 
-static void page_fill(void *page, uint64_t bytes, uint64_t seed)
+static void sim_write(sim_rig *sim, uint32_t place, uint32_t slot, uint64_t content)
 {
-    uint64_t *words = page;
-    for (uint64_t i = 0; i < bytes / 8; i++)
-        words[i] = (seed + i) * UINT64_C(0x9e3779b97f4a7c15) ^ seed;
+    tier_rig_fill(tier_rig_view(&sim->rig, 0), 4096, content);
+    OK(tier_rig_move_now(&sim->rig, DEVICE, place, 0, slot, content));
 }
 
-static int page_is(const void *page, uint64_t bytes, uint64_t seed)
+/* Reads a slot into frame 0; the status; content checked when OK. */
+static int sim_read(sim_rig *sim, uint32_t place, uint32_t slot, uint64_t tag, uint64_t content)
 {
-    const uint64_t *words = page;
-    for (uint64_t i = 0; i < bytes / 8; i++)
-        if (words[i] != ((seed + i) * UINT64_C(0x9e3779b97f4a7c15) ^ seed)) return 0;
-    return 1;
+    memset(tier_rig_view(&sim->rig, 0), 0xee, 4096);
+    int status = tier_rig_move_now(&sim->rig, place, DEVICE, 0, slot, tag);
+    if (status == PLLM_OK)
+        assert_true(tier_rig_matches(tier_rig_view(&sim->rig, 0), 4096, content));
+    return status;
 }
 
-static void move(tier_rig *rig, pllm_place from, pllm_place to, uint32_t frame, uint32_t slot,
-                 pllm_priority priority, uint64_t tag, pllm_ticket *ticket)
-{
-    pllm_transfer transfer = {from, to, frame, slot, priority, tag};
-    if (pllm_transfer_submit(rig->transfers, &transfer, ticket) != PLLM_OK)
-        fail_msg("%s", pllm_last_error()->text);
-}
+/* ---- round trips ---- */
 
 /* Out to a place, frames freed and taken again in another order, back in, compared. */
-static void round_trip(pllm_place place, uint64_t page_bytes, uint32_t count)
+static void round_trip(pllm_place place, uint64_t page_bytes, uint32_t count, pllm_disk_kind kind)
 {
-    pllm_tiers_options options = {.struct_bytes = sizeof options,
-                                  .frame_max = count,
-                                  .page_bytes = page_bytes,
-                                  .device_limit_bytes = UINT64_MAX,
-                                  .host_bytes = place == PLLM_AT_HOST ? count * page_bytes : 0,
-                                  .disk_bytes = place == PLLM_AT_DISK ? count * page_bytes : 0,
-                                  .disk_folder = PLLM_BINARY_DIR};
+    tier_rig_options options = {.page_bytes = page_bytes,
+                                .frames = count,
+                                .host_slots = place == PLLM_AT_HOST ? count : 0,
+                                .disk_slots = place == PLLM_AT_DISK ? count : 0,
+                                .disk_kind = kind,
+                                .folder = PLLM_BINARY_DIR};
     tier_rig rig;
-    rig_open(&rig, &options, 0);
+    OK(tier_rig_open(NULL, &options, &rig));
     uint32_t *frames = calloc(count, sizeof *frames), *slots = calloc(count, sizeof *slots);
     pllm_ticket *tickets = calloc(count, sizeof *tickets);
     for (uint32_t i = 0; i < count; i++) {
-        assert_int_equal(pllm_tiers_frame_alloc(rig.tiers, &frames[i]), PLLM_OK);
-        assert_int_equal(
-            pllm_tiers_slot_alloc(rig.tiers, place, i ? slots[i - 1] : PLLM_NONE, &slots[i]),
-            PLLM_OK);
-        page_fill(pllm_tiers_frame_view(rig.tiers, frames[i]), page_bytes, i);
-        move(&rig, PLLM_AT_DEVICE, place, frames[i], slots[i], PLLM_WRITE_BEHIND, i, &tickets[i]);
+        OK(pllm_tiers_frame_alloc(rig.tiers, &frames[i]));
+        OK(pllm_tiers_slot_alloc(rig.tiers, place, i ? slots[i - 1] : PLLM_NONE, &slots[i]));
+        tier_rig_fill(tier_rig_view(&rig, frames[i]), page_bytes, i);
+        OK(tier_rig_move(&rig, DEVICE, place, frames[i], slots[i], PLLM_WRITE_BEHIND, i,
+                         &tickets[i]));
     }
     for (uint32_t i = 0; i < count; i++) {
-        assert_int_equal(pllm_transfer_wait(rig.transfers, tickets[i], UINT64_MAX), PLLM_OK);
+        OK(pllm_transfer_wait(rig.transfers, tickets[i], UINT64_MAX));
         pllm_transfer_release(rig.transfers, tickets[i]);
-        assert_int_equal(pllm_transfer_state(rig.transfers, tickets[i]), PLLM_ESTALE);
-        memset(pllm_tiers_frame_view(rig.tiers, frames[i]), 0xee, page_bytes);
+        memset(tier_rig_view(&rig, frames[i]), 0xee, page_bytes);
         pllm_tiers_frame_free(rig.tiers, frames[i]);
     }
     pllm_tiers_check(rig.tiers);
-    for (uint32_t i = count; i-- > 0;)
-        assert_int_equal(pllm_tiers_frame_alloc(rig.tiers, &frames[i]), PLLM_OK);
+    for (uint32_t i = count; i-- > 0;) OK(pllm_tiers_frame_alloc(rig.tiers, &frames[i]));
     for (uint32_t i = 0; i < count; i++)
-        move(&rig, place, PLLM_AT_DEVICE, frames[i], slots[i], PLLM_DEMAND, i, &tickets[i]);
+        OK(tier_rig_move(&rig, place, DEVICE, frames[i], slots[i], i % 2, i, &tickets[i]));
     while (pllm_transfers_pending(rig.transfers))
         assert_true(pllm_transfers_wait_any(rig.transfers, UINT64_MAX) > 0);
     for (uint32_t i = 0; i < count; i++) {
         assert_int_equal(pllm_transfer_state(rig.transfers, tickets[i]), 1);
-        assert_true(page_is(pllm_tiers_frame_view(rig.tiers, frames[i]), page_bytes, i));
+        assert_true(tier_rig_matches(tier_rig_view(&rig, frames[i]), page_bytes, i));
     }
+    pllm_transfers_check(rig.transfers);
     pllm_transfers_stats stats;
     pllm_transfers_stats_get(rig.transfers, &stats);
-    assert_int_equal(stats.pages[PLLM_AT_DEVICE][place], count);
-    assert_int_equal(stats.bytes[place][PLLM_AT_DEVICE], count * page_bytes);
+    assert_int_equal(stats.pages[DEVICE][place], count);
+    assert_int_equal(stats.bytes[place][DEVICE], count * page_bytes);
+    assert_int_equal(stats.disk_read_bytes, place == PLLM_AT_DISK ? count * page_bytes : 0);
     assert_true(stats.merged_runs > 0 && stats.failed == 0);
     free(frames), free(slots), free(tickets);
-    rig_close(&rig);
+    tier_rig_close(&rig);
 }
 
 static void test_host_round_trips(void **state)
 {
     (void)state;
-    round_trip(PLLM_AT_HOST, 4096, 700);
-    round_trip(PLLM_AT_HOST, 24 << 10, 300);
-    round_trip(PLLM_AT_HOST, 96 << 10, 150);
+    round_trip(PLLM_AT_HOST, 4096, 700, PLLM_DISK_AUTO);
+    round_trip(PLLM_AT_HOST, 24 << 10, 300, PLLM_DISK_AUTO);
+    round_trip(PLLM_AT_HOST, 96 << 10, 150, PLLM_DISK_AUTO);
 }
 
 static void test_disk_round_trips(void **state)
 {
     (void)state;
-    round_trip(PLLM_AT_DISK, 4096, 700);
-    round_trip(PLLM_AT_DISK, 24 << 10, 300);
-    round_trip(PLLM_AT_DISK, 96 << 10, 150);
+    for (pllm_disk_kind kind = PLLM_DISK_URING; kind <= PLLM_DISK_PREAD; kind++) {
+        round_trip(PLLM_AT_DISK, 4096, 700, kind);
+        round_trip(PLLM_AT_DISK, 24 << 10, 300, kind);
+        round_trip(PLLM_AT_DISK, 96 << 10, 150, kind);
+    }
+}
+
+/* ---- order ---- */
+
+/* 64 neighbouring pages go to disk in one write and come back in one read; strangers do not. */
+static void test_neighbours_merge(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    sim_open(&sim, 1, 64, 128, NULL);
+    pllm_ticket tickets[64];
+    for (uint32_t pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; i < 64; i++) /* odd order: neighbours are found, not just adjacent */
+            OK(tier_rig_move(&sim.rig, pass ? DISK : DEVICE, pass ? DEVICE : DISK, i, (i * 37) % 64,
+                             PLLM_PREFETCH, i, &tickets[i]));
+        for (uint32_t i = 0; i < 64; i++) {
+            OK(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX));
+            pllm_transfer_release(sim.rig.transfers, tickets[i]);
+        }
+    }
+    pllm_faulty_disk_stats disk;
+    pllm_faulty_disk_stats_get(sim.disk, &disk);
+    assert_int_equal(disk.writes, 1);
+    assert_int_equal(disk.reads, 1);
+    for (uint32_t i = 0; i < 32; i++) /* every other slot: no two are neighbours */
+        OK(tier_rig_move(&sim.rig, DISK, DEVICE, i, i * 2, PLLM_PREFETCH, (i * 2 * 45) % 64,
+                         &tickets[i]));
+    while (pllm_transfers_pending(sim.rig.transfers))
+        pllm_transfers_wait_any(sim.rig.transfers, UINT64_MAX);
+    pllm_faulty_disk_stats_get(sim.disk, &disk);
+    assert_int_equal(disk.reads, 1 + 32);
+    sim_close(&sim);
+}
+
+/* What is demanded late comes before most of what was queued for prefetch; write-behind last. */
+static void demand_overtakes(uint32_t place)
+{
+    sim_rig sim;
+    enum { COUNT = 3000, WIDE = 2 }; /* more than may be in flight; slots apart, so no merging */
+    sim_open(&sim, 2, 64, COUNT * WIDE, NULL);
+    pllm_ticket *tickets = calloc(COUNT, sizeof *tickets), demanded, promoted;
+    for (uint32_t i = 0; i < COUNT; i++)
+        OK(tier_rig_move(&sim.rig, DEVICE, place, i % 60, i * WIDE, PLLM_DEMAND, i, &tickets[i]));
+    while (pllm_transfers_pending(sim.rig.transfers))
+        pllm_transfers_wait_any(sim.rig.transfers, UINT64_MAX);
+    for (uint32_t i = 0; i < COUNT; i++) pllm_transfer_release(sim.rig.transfers, tickets[i]);
+    for (uint32_t i = 0; i < COUNT - 1; i++)
+        OK(tier_rig_move(&sim.rig, place, DEVICE, i % 60, i * WIDE, PLLM_PREFETCH, i, &tickets[i]));
+    pllm_transfers_poll(sim.rig.transfers);
+    promoted = tickets[COUNT - 2];
+    pllm_transfer_promote(sim.rig.transfers, promoted, PLLM_DEMAND);
+    OK(tier_rig_move(&sim.rig, place, DEVICE, 61, (COUNT - 1) * WIDE, PLLM_DEMAND, COUNT - 1,
+                     &demanded));
+    OK(pllm_transfer_wait(sim.rig.transfers, demanded, UINT64_MAX));
+    uint32_t before = COUNT - pllm_transfers_pending(sim.rig.transfers);
+    assert_true(before < COUNT * 3 / 4);
+    OK(pllm_transfer_wait(sim.rig.transfers, promoted, UINT64_MAX));
+    assert_true(COUNT - pllm_transfers_pending(sim.rig.transfers) < COUNT * 3 / 4 + 64);
+    free(tickets);
+    sim_close(&sim);
+}
+
+static void test_demand_overtakes(void **state)
+{
+    (void)state;
+    demand_overtakes(PLLM_AT_HOST);
+    demand_overtakes(PLLM_AT_DISK);
+}
+
+/* A read behind a write of the same slot sees the written bytes, a write behind a read leaves the
+ * read what was there before; for both places, however the clock falls. */
+static void test_same_slot_keeps_order(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        sim_rig sim;
+        sim_open(&sim, seed, 8, 16, NULL);
+        for (uint32_t place = HOST; place <= DISK; place++) {
+            pllm_ticket tickets[5];
+            for (uint32_t i = 0; i < 5; i++)
+                tier_rig_fill(tier_rig_view(&sim.rig, i), 4096, 100 + i);
+            sim_write(&sim, place, 3, 7);
+            tier_rig_fill(tier_rig_view(&sim.rig, 0), 4096, 100);
+            OK(tier_rig_move(&sim.rig, place, DEVICE, 5, 3, PLLM_WRITE_BEHIND, 7, &tickets[0]));
+            OK(tier_rig_move(&sim.rig, DEVICE, place, 0, 3, PLLM_WRITE_BEHIND, 8, &tickets[1]));
+            OK(tier_rig_move(&sim.rig, DEVICE, place, 1, 3, PLLM_PREFETCH, 9, &tickets[2]));
+            OK(tier_rig_move(&sim.rig, place, DEVICE, 6, 3, PLLM_DEMAND, 9, &tickets[3]));
+            OK(tier_rig_move(&sim.rig, place, DEVICE, 7, 3, PLLM_DEMAND, 9, &tickets[4]));
+            OK(pllm_transfer_cancel(sim.rig.transfers, tickets[1])); /* from the middle */
+            for (uint32_t i = 0; i < 5; i++) {
+                if (i != 1) OK(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX));
+                pllm_transfer_release(sim.rig.transfers, tickets[i]);
+            }
+            assert_true(tier_rig_matches(tier_rig_view(&sim.rig, 5), 4096, 7));
+            assert_true(tier_rig_matches(tier_rig_view(&sim.rig, 6), 4096, 101));
+            assert_true(tier_rig_matches(tier_rig_view(&sim.rig, 7), 4096, 101));
+        }
+        pllm_transfers_check(sim.rig.transfers);
+        sim_close(&sim);
+    }
+}
+
+/* ---- tickets ---- */
+
+static void test_tickets(void **state)
+{
+    (void)state;
+    tier_rig rig;
+    tier_rig_options options = {.frames = 4, .host_slots = 4, .ticket_max = 2};
+    OK(tier_rig_open(NULL, &options, &rig));
+    uint32_t frame, slot;
+    OK(pllm_tiers_frame_alloc(rig.tiers, &frame));
+    OK(pllm_tiers_slot_alloc(rig.tiers, PLLM_AT_HOST, PLLM_NONE, &slot));
+    pllm_ticket a, b, c;
+    OK(tier_rig_move(&rig, DEVICE, HOST, frame, slot, PLLM_DEMAND, 0, &a));
+    OK(tier_rig_move(&rig, HOST, DEVICE, frame, slot, PLLM_DEMAND, 0, &b));
+    assert_int_equal(tier_rig_move(&rig, HOST, DEVICE, frame, slot, PLLM_DEMAND, 0, &c),
+                     PLLM_EBUSY);
+    assert_int_equal(c, 0);
+    assert_int_equal(pllm_transfer_state(rig.transfers, a), 0); /* queued: nothing polls yet */
+    assert_int_equal(pllm_transfer_wait(rig.transfers, b, 0), PLLM_ETIMEDOUT);
+    pllm_transfer_release(rig.transfers, a); /* under way: forgotten when over */
+    assert_int_equal(pllm_transfer_state(rig.transfers, a), PLLM_ESTALE);
+    OK(pllm_transfer_wait(rig.transfers, b, UINT64_MAX));
+    assert_int_equal(pllm_transfer_cancel(rig.transfers, b), PLLM_EBUSY);
+    pllm_transfer_release(rig.transfers, b);
+    OK(tier_rig_move(&rig, DEVICE, HOST, frame, slot, PLLM_DEMAND, 0, &c));
+    assert_true(c != a && c != b);
+    assert_int_equal(pllm_transfer_wait(rig.transfers, a, UINT64_MAX), PLLM_ESTALE);
+    assert_int_equal(pllm_transfer_cancel(rig.transfers, b), PLLM_ESTALE);
+    pllm_transfer_release(rig.transfers, b); /* must not forget c */
+    pllm_transfer_promote(rig.transfers, b, PLLM_DEMAND);
+    OK(pllm_transfer_cancel(rig.transfers, c));
+    assert_int_equal(pllm_transfer_state(rig.transfers, c), PLLM_ECANCELED);
+    pllm_transfer_release(rig.transfers, c);
+    assert_int_equal(pllm_transfer_state(rig.transfers, 0), PLLM_ESTALE);
+    assert_int_equal(pllm_transfers_wait_any(rig.transfers, UINT64_MAX), 0);
+    tier_rig_close(&rig);
+}
+
+static void test_nonsense_is_refused(void **state)
+{
+    (void)state;
+    tier_rig rig;
+    tier_rig_options options = {.frames = 4, .host_slots = 4};
+    OK(tier_rig_open(NULL, &options, &rig));
+    pllm_ticket ticket;
+    assert_int_equal(tier_rig_move(&rig, HOST, HOST, 0, 0, 0, 0, &ticket), PLLM_EINVAL);
+    assert_int_equal(tier_rig_move(&rig, HOST, DISK, 0, 0, 0, 0, &ticket), PLLM_EINVAL);
+    assert_int_equal(tier_rig_move(&rig, DEVICE, DISK, 0, 0, 0, 0, &ticket), PLLM_EINVAL);
+    assert_int_equal(tier_rig_move(&rig, DEVICE, HOST, 0, 4, 0, 0, &ticket), PLLM_EINVAL);
+    assert_int_equal(tier_rig_move(&rig, DEVICE, HOST, 4, 0, 0, 0, &ticket), PLLM_EINVAL);
+    assert_int_equal(tier_rig_move(&rig, DEVICE, HOST, 0, 0, 3, 0, &ticket), PLLM_EINVAL);
+    /* a frame that has no memory behind it: the device refuses, the ticket says so */
+    assert_int_equal(tier_rig_move_now(&rig, DEVICE, HOST, 3, 0, 0), PLLM_EINVAL);
+    tier_rig_close(&rig);
+}
+
+/* ---- bad disks ---- */
+
+static void expect_text(int status, int expected, const char *part)
+{
+    assert_int_equal(status, expected);
+    if (!strstr(pllm_last_error()->text, part))
+        fail_msg("\"%s\" does not say \"%s\"", pllm_last_error()->text, part);
+}
+
+/* A changed bit, a torn write, a lost write, a page asked for under another name or never written:
+ * each is found, and only it. */
+static void test_wrong_bytes_are_found(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    sim_open(&sim, 5, 16, 32, NULL);
+    pllm_faulty_disk_options *faults = pllm_faulty_disk_options_of(sim.disk);
+    pllm_faulty_disk_stats stats;
+    sim_write(&sim, DISK, 1, 1);
+    assert_int_equal(sim_read(&sim, DISK, 1, 1, 1), PLLM_OK);
+    expect_text(sim_read(&sim, DISK, 1, 2, 1), PLLM_ECORRUPT, "a simulated folder");
+    assert_int_equal(sim_read(&sim, DISK, 2, 1, 1), PLLM_ECORRUPT); /* never written */
+    pllm_faulty_disk_stats_get(sim.disk, &stats);
+    faults->corrupt_read_at = stats.reads;
+    assert_int_equal(sim_read(&sim, DISK, 1, 1, 1), PLLM_ECORRUPT);
+    assert_int_equal(sim_read(&sim, DISK, 1, 1, 1), PLLM_OK);
+    pllm_faulty_disk_stats_get(sim.disk, &stats);
+    faults->lose_write_at = stats.writes;
+    tier_rig_fill(tier_rig_view(&sim.rig, 0), 4096, 2); /* the next version of page 1: lost */
+    OK(tier_rig_move_now(&sim.rig, DEVICE, DISK, 0, 1, 1));
+    assert_int_equal(sim_read(&sim, DISK, 1, 1, 1), PLLM_ECORRUPT);
+    /* of sixteen pages read in one run, the torn half fails, the others arrive */
+    pllm_faulty_disk_stats_get(sim.disk, &stats);
+    faults->tear_write_at = stats.writes;
+    pllm_ticket tickets[16];
+    for (uint32_t pass = 0; pass < 2; pass++)
+        for (uint32_t i = 0; i < 16; i++) {
+            if (!pass) tier_rig_fill(tier_rig_view(&sim.rig, i), 4096, i);
+            if (pass) OK(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX));
+            if (pass) pllm_transfer_release(sim.rig.transfers, tickets[i]);
+            OK(tier_rig_move(&sim.rig, pass ? DISK : DEVICE, pass ? DEVICE : DISK, i, 8 + i,
+                             PLLM_DEMAND, i, &tickets[i]));
+        }
+    for (uint32_t i = 0; i < 16; i++)
+        assert_int_equal(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX),
+                         i < 8 ? PLLM_OK : PLLM_ECORRUPT);
+    pllm_transfers_stats transfers;
+    pllm_transfers_stats_get(sim.rig.transfers, &transfers);
+    assert_int_equal(transfers.corrupt, 4 + 8);
+    sim_close(&sim);
+}
+
+/* One bad page in the middle of a merged run fails alone; the error names folder and cause. */
+static void test_bad_sector_fails_alone(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    sim_open(&sim, 6, 16, 32, NULL);
+    pllm_faulty_disk_options *faults = pllm_faulty_disk_options_of(sim.disk);
+    pllm_faulty_disk_stats stats;
+    pllm_ticket tickets[16];
+    for (uint32_t direction = 0; direction < 2; direction++) {
+        pllm_faulty_disk_stats_get(sim.disk, &stats);
+        faults->fail_at = stats.requests; /* the merged run fails: everyone is tried alone */
+        for (uint32_t i = 0; i < 16; i++) {
+            tier_rig_fill(tier_rig_view(&sim.rig, i), 4096, i);
+            OK(tier_rig_move(&sim.rig, direction ? DISK : DEVICE, direction ? DEVICE : DISK, i, i,
+                             PLLM_DEMAND, i, &tickets[i]));
+        }
+        for (uint32_t i = 0; i < 16; i++) {
+            OK(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX));
+            pllm_transfer_release(sim.rig.transfers, tickets[i]);
+            assert_true(tier_rig_matches(tier_rig_view(&sim.rig, i), 4096, i));
+        }
+    }
+    pllm_faulty_disk_stats_get(sim.disk, &stats);
+    assert_int_equal(stats.requests, 2 * 17);
+    faults->fail_at = stats.requests; /* alone, and for good */
+    expect_text(sim_read(&sim, DISK, 3, 3, 3), PLLM_EIO, "could not be read back");
+    expect_text(pllm_last_error()->status, PLLM_EIO, "a simulated folder");
+    assert_int_equal(sim_read(&sim, DISK, 3, 3, 3), PLLM_OK);
+    pllm_faulty_disk_stats_get(sim.disk, &stats);
+    faults->fail_at = stats.requests;
+    faults->native = 28; /* ENOSPC */
+    tier_rig_fill(tier_rig_view(&sim.rig, 0), 4096, 9);
+    int status = tier_rig_move_now(&sim.rig, DEVICE, DISK, 0, 3, 9);
+    expect_text(status, PLLM_EIO, "No space left");
+    assert_int_equal(sim_read(&sim, DISK, 3, 9, 9), PLLM_ECORRUPT); /* never the old page */
+    assert_int_equal(sim_read(&sim, DISK, 3, 3, 3), PLLM_ECORRUPT);
+    sim_close(&sim);
+}
+
+/* A read queued behind a write that fails does not get what was there before. */
+static void test_read_behind_failed_write(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    pllm_faulty_disk_options faults = pllm_faulty_disk_none();
+    faults.fail_at = 1;
+    sim_open(&sim, 7, 4, 8, &faults);
+    sim_write(&sim, DISK, 0, 5);
+    pllm_ticket tickets[3];
+    OK(tier_rig_move(&sim.rig, DEVICE, DISK, 0, 0, PLLM_DEMAND, 5, &tickets[0]));
+    OK(tier_rig_move(&sim.rig, DISK, DEVICE, 1, 0, PLLM_DEMAND, 5, &tickets[1]));
+    OK(tier_rig_move(&sim.rig, DISK, DEVICE, 2, 0, PLLM_DEMAND, 5, &tickets[2]));
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX), PLLM_EIO);
+    sim_close(&sim);
+}
+
+/* The disk goes away in the middle: every page that needs it fails, none hangs, host goes on. */
+static void test_disk_dies(void **state)
+{
+    (void)state;
+    for (uint32_t how = 0; how < 3; how++) {
+        sim_rig sim;
+        sim_open(&sim, 8, 64, 4096, NULL);
+        pllm_faulty_disk_options *faults = pllm_faulty_disk_options_of(sim.disk);
+        pllm_faulty_disk_stats stats;
+        pllm_ticket tickets[2000];
+        for (uint32_t i = 0; i < 2000; i++)
+            OK(tier_rig_move(&sim.rig, DEVICE, DISK, i % 64, i * 2, PLLM_DEMAND, i, &tickets[i]));
+        for (uint32_t i = 0; i < 10; i++) pllm_transfers_poll(sim.rig.transfers);
+        pllm_faulty_disk_stats_get(sim.disk, &stats);
+        if (how == 0) faults->fail_at = stats.requests, faults->persistent = 1;
+        if (how == 1) faults->fail_poll_at = stats.polls;
+        if (how == 2) faults->fail_submit_at = stats.submits;
+        uint32_t failed = 0;
+        for (uint32_t i = 0; i < 2000; i++)
+            failed += pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX) == PLLM_EIO;
+        assert_true(how == 2 ? failed == 1 : failed > 100);
+        sim_write(&sim, HOST, 0, 1);
+        assert_int_equal(sim_read(&sim, HOST, 0, 1, 1), PLLM_OK);
+        pllm_transfers_check(sim.rig.transfers);
+        sim_close(&sim);
+    }
+}
+
+/* Closing with everything under way waits for it; nothing is written to freed memory (asan). */
+static void test_close_in_flight(void **state)
+{
+    (void)state;
+    tier_rig rig;
+    tier_rig_options options = {
+        .frames = 300, .host_slots = 300, .disk_slots = 300, .folder = PLLM_BINARY_DIR};
+    OK(tier_rig_open(NULL, &options, &rig));
+    for (uint32_t i = 0; i < 300; i++) {
+        uint32_t frame, slot;
+        pllm_ticket ticket;
+        OK(pllm_tiers_frame_alloc(rig.tiers, &frame));
+        OK(pllm_tiers_slot_alloc(rig.tiers, (pllm_place)(1 + i % 2), PLLM_NONE, &slot));
+        OK(tier_rig_move(&rig, DEVICE, 1 + i % 2, frame, slot, PLLM_DEMAND, i, &ticket));
+        if (i % 50 == 49) pllm_transfers_poll(rig.transfers);
+    }
+    tier_rig_close(&rig);
 }
 
 int main(void)
@@ -128,6 +456,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_host_round_trips),
         cmocka_unit_test(test_disk_round_trips),
+        cmocka_unit_test(test_neighbours_merge),
+        cmocka_unit_test(test_demand_overtakes),
+        cmocka_unit_test(test_same_slot_keeps_order),
+        cmocka_unit_test(test_tickets),
+        cmocka_unit_test(test_nonsense_is_refused),
+        cmocka_unit_test(test_wrong_bytes_are_found),
+        cmocka_unit_test(test_bad_sector_fails_alone),
+        cmocka_unit_test(test_read_behind_failed_write),
+        cmocka_unit_test(test_disk_dies),
+        cmocka_unit_test(test_close_in_flight),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
