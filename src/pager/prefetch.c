@@ -18,8 +18,9 @@
 #include "pager/pager_internal.h"
 
 enum {
-    SKIP_MAX = 64,   /* a jump over at most so many pages ahead is a skip */
-    BEHIND_RUN = 8,  /* so many pages in order, behind the cursor: the scan has gone back */
+    SKIP_MAX = 64,  /* a jump over at most so many pages ahead is a skip */
+    BEHIND_RUN = 8, /* so many pages in order, behind the cursor: the scan has gone back */
+    TOP_UP_PART = 8,
     HINTED_PART = 4, /* at most a quarter of the frames wait for hinted uses */
 };
 
@@ -156,6 +157,8 @@ void pllm_pager_prefetch_pump(pllm_pager *pager)
 {
     if (pager->prefetch == PLLM_PREFETCH_NONE) return;
     uint32_t limit = ahead_max(pager), count = pager->order_count;
+    /* Submitting costs by the batch: top up by an eighth at a time. The rest is under way. */
+    if (pager->ahead_count > limit - limit / TOP_UP_PART) return;
     while (pager->window < count && pager->ahead_count < limit) {
         uint32_t walk = pager->cursor + pager->window;
         uint32_t page = pager->order[walk >= count ? walk - count : walk];
