@@ -349,8 +349,7 @@ static void load_over(pllm_pager *pager, uint32_t page, int state)
     uint32_t *flags = &pager->flags[page];
     if (state > 0) {
         /* Read ahead and not yet used: no candidate until it is used or the scan turns away. */
-        int ahead = (*flags & (PAGE_AHEAD | PAGE_HINTED)) && !pager->pins[page];
-        pllm_policy_arrive(&pager->policy, page, ahead);
+        pllm_policy_arrive(&pager->policy, page, (*flags & (PAGE_AHEAD | PAGE_HINTED)) != 0);
         return;
     }
     if (state == PLLM_EIO || state == PLLM_ECORRUPT) {
