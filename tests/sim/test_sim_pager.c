@@ -300,7 +300,7 @@ static void call_scan(sim_world *world)
 
 static void call_hint(sim_world *world)
 {
-    pllm_page pages[GROUP_MAX];
+    pllm_page pages[GROUP_MAX] = {0};
     uint32_t count = below(world, GROUP_MAX);
     for (uint32_t i = 0; i < count; i++) pages[i] = below(world, world->page_max + 1);
     pllm_pager_hint(world->rig.pager, pages, count, (pllm_hint)below(world, 4));
@@ -308,7 +308,7 @@ static void call_hint(sim_world *world)
 
 static void call_evict(sim_world *world)
 {
-    pllm_page pages[GROUP_MAX];
+    pllm_page pages[GROUP_MAX] = {0};
     uint32_t count = below(world, GROUP_MAX);
     int gone;
     if (below(world, 2)) {
