@@ -174,10 +174,19 @@ static void run_add(pllm_transfers *transfers, transfer_run *run, uint32_t reque
     run->count++;
 }
 
+/* A write that failed, at whatever point, leaves nothing valid in its slots: not even the page of
+ * before, which is no longer what its owner wants back. */
+static void run_spoil(pllm_transfers *transfers, const transfer_run *run)
+{
+    for (uint32_t i = run->first; i != PLLM_NONE; i = transfers->requests[i].next)
+        pllm_transfer_record(transfers, transfers->requests[i].slot)->valid = 0;
+}
+
 static void run_finish(pllm_transfers *transfers, uint32_t index, int status, int native)
 {
     transfer_run *run = &transfers->runs[index];
     uint32_t request_index = run->first;
+    if (status < 0 && run->lane == LANE_WRITE) run_spoil(transfers, run);
     while (request_index != PLLM_NONE) {
         uint32_t next = transfers->requests[request_index].next;
         pllm_transfer_finish(transfers, request_index, status, native);
@@ -317,9 +326,7 @@ static void stream_reap(pllm_transfers *transfers, copy_stream *stream)
 static void run_disk_failed(pllm_transfers *transfers, uint32_t index, int status, int native)
 {
     transfer_run *run = &transfers->runs[index];
-    for (uint32_t i = run->first; i != PLLM_NONE && run->lane == LANE_WRITE;
-         i = transfers->requests[i].next)
-        pllm_transfer_record(transfers, transfers->requests[i].slot)->valid = 0;
+    if (run->lane == LANE_WRITE) run_spoil(transfers, run);
     if (run->count == 1 || transfers->disk_dead) {
         run_finish(transfers, index, status, native);
         return;
@@ -488,8 +495,9 @@ static int disk_run_start(pllm_transfers *transfers, uint32_t lane, uint32_t pri
         transfers->disk_runs >= transfers->disk_run_max)
         return 0;
     if (transfers->disk_dead) {
-        pllm_transfer_dequeue(transfers, head);
-        pllm_transfer_finish(transfers, head, transfers->disk_dead, 0);
+        uint32_t index = run_take(transfers, lane, priority);
+        run_add(transfers, &transfers->runs[index], head);
+        run_finish(transfers, index, transfers->disk_dead, 0);
         return 1;
     }
     if (staging_room(transfers, priority) == 0) return 0;

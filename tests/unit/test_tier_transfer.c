@@ -404,6 +404,37 @@ static void test_read_behind_failed_write(void **state)
     sim_close(&sim);
 }
 
+/* A write that fails before it reaches the disk takes the page that was there with it: its owner
+ * believes to have newer bytes, and must never get the older ones. */
+static void test_failed_write_leaves_nothing(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    pllm_device *inner;
+    pllm_sim_device_options device = {.struct_bytes = sizeof device, .latency_ns_max = 1000};
+    pllm_faulty_device_options faulty = {.struct_bytes = sizeof faulty, .fail_at = UINT64_MAX};
+    for (faulty.fail_async = 0; faulty.fail_async < 2; faulty.fail_async++) {
+        OK(pllm_device_open_sim(NULL, &device, &inner));
+        OK(pllm_device_open_faulty(NULL, inner, &faulty, &sim.device));
+        sim.disk = tier_rig_disk(NULL, sim.device, 4 * 4096, 1, NULL);
+        tier_rig_options options = {
+            .device = sim.device, .frames = 4, .disk_slots = 4, .disk = sim.disk};
+        OK(tier_rig_open(NULL, &options, &sim.rig));
+        uint32_t index;
+        OK(pllm_tiers_frame_alloc(sim.rig.tiers, &index));
+        OK(pllm_tiers_slot_alloc(sim.rig.tiers, PLLM_AT_DISK, PLLM_NONE, &index));
+        sim_write(&sim, DISK, 0, 5);
+        tier_rig_fill(tier_rig_view(&sim.rig, 0), 4096, 6);
+        pllm_faulty_device_arm(sim.device, 0); /* the copy out */
+        assert_int_equal(tier_rig_move_now(&sim.rig, DEVICE, DISK, 0, 0, 5), PLLM_EDEVICE);
+        assert_int_equal(sim_read(&sim, DISK, 0, 5, 5), PLLM_ECORRUPT);
+        sim_write(&sim, DISK, 0, 5); /* the stream works again */
+        assert_int_equal(sim_read(&sim, DISK, 0, 5, 5), PLLM_OK);
+        sim_close(&sim);
+        pllm_device_close(inner);
+    }
+}
+
 /* The disk goes away in the middle: every page that needs it fails, none hangs, host goes on. */
 static void test_disk_dies(void **state)
 {
@@ -464,6 +495,7 @@ int main(void)
         cmocka_unit_test(test_wrong_bytes_are_found),
         cmocka_unit_test(test_bad_sector_fails_alone),
         cmocka_unit_test(test_read_behind_failed_write),
+        cmocka_unit_test(test_failed_write_leaves_nothing),
         cmocka_unit_test(test_disk_dies),
         cmocka_unit_test(test_close_in_flight),
     };
