@@ -132,6 +132,7 @@ void pllm_budget_leave(pllm_budget_member *member)
 int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
 {
     pllm_budget *budget = member->budget;
+    if (bytes == 0) return PLLM_OK; /* who is over may still map what it keeps */
     pthread_mutex_lock(&budget->lock);
     int status = PLLM_ENODEVMEM;
     if (member->charged_bytes <= member->limit_bytes &&

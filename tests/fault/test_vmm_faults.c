@@ -1,0 +1,197 @@
+/* Every device call and every allocation under vmm fails once, for every N.
+ *
+ * The scenario opens, maps, reuses, fences, settles, trims and closes. A step that fails must leave
+ * everything as it was (pages, kept chunks, charge, live device objects) and, since only one call
+ * fails, must succeed when it is tried again. At the end nothing is alive. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+#include "vmm/region.h"
+#include "failing_context.h"
+
+#define CHUNK ((uint64_t)64 << 10)
+/* The least number of fault points; below it the scenario has lost some. */
+#define DEVICE_FLOOR 35u
+#define ALLOCATION_FLOOR 30u
+
+typedef struct world {
+    const pllm_context *context;
+    pllm_device *inner, *device;
+    pllm_budget *budget;
+    pllm_budget_member *member;
+    pllm_region *region;
+    pllm_stream *stream;
+    pllm_event *event;
+    pllm_workspace *workspace;
+    int expected; /* the status a failed allocation gives; 0: any failure */
+    uint32_t failures;
+} world;
+
+typedef struct snapshot {
+    pllm_region_stats region;
+    uint64_t charged;
+    int64_t live;
+    uint32_t member_count;
+} snapshot;
+
+static snapshot look(const world *w)
+{
+    snapshot seen = {0};
+    pllm_budget_stats budget = {0};
+    if (w->region) {
+        pllm_region_check(w->region);
+        pllm_region_stats_get(w->region, &seen.region);
+        seen.region.map_calls = 0;
+    }
+    if (w->device) seen.live = pllm_faulty_device_live(w->device);
+    if (w->budget) pllm_budget_stats_get(w->budget, &budget);
+    seen.charged = budget.charged_bytes;
+    seen.member_count = budget.member_count;
+    return seen;
+}
+
+#define STEP(w, call)                                                    \
+    do {                                                                 \
+        snapshot before = look(w);                                       \
+        int status_ = (call);                                            \
+        if (status_ < 0) {                                               \
+            snapshot after = look(w);                                    \
+            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
+            (w)->failures++;                                             \
+            assert_memory_equal(&before, &after, sizeof before);         \
+            status_ = (call);                                            \
+        }                                                                \
+        assert_int_equal(status_, PLLM_OK);                              \
+    } while (0)
+
+static void work(world *w)
+{
+    const pllm_device_ops *ops = w->device->ops;
+    pllm_region_options options = {sizeof options, 16, CHUNK, 8, 1};
+    STEP(w, pllm_budget_open(w->context, 16 * CHUNK, &w->budget));
+    STEP(w, pllm_budget_join(w->budget, "region", 2 * CHUNK, 12 * CHUNK, &w->member));
+    STEP(w, pllm_region_open(w->context, w->device, w->member, &options, &w->region));
+    STEP(w, ops->stream_open(w->device, &w->stream));
+    STEP(w, ops->event_open(w->device, &w->event));
+    STEP(w, pllm_region_map(w->region, 0, 5));
+    unsigned char *view = ops->host_view(w->device, pllm_region_base(w->region));
+    memset(view, 7, 5 * CHUNK);
+    STEP(w, pllm_region_unmap(w->region, 1, 2, NULL));
+    STEP(w, pllm_region_unmap(w->region, 4, 1, NULL));
+    /* Three kept chunks, in two runs of pages to be zeroed, and two new ones. */
+    STEP(w, pllm_region_map(w->region, 0, 7));
+    for (uint64_t i = 0; i < 7 * CHUNK; i += 1021)
+        assert_int_equal(view[i], i / CHUNK == 0 || i / CHUNK == 3 ? 7 : 0);
+    STEP(w, ops->fill(w->device, w->stream, pllm_region_base(w->region), CHUNK, 3));
+    STEP(w, ops->event_record(w->device, w->event, w->stream));
+    STEP(w, pllm_region_unmap(w->region, 0, 1, w->event));
+    STEP(w, pllm_region_unmap(w->region, 5, 2, w->event));
+    while (pllm_region_settle(w->region) > 0) continue; /* a failed query ends the fence too */
+    STEP(w, pllm_workspace_open(w->context, w->device, w->budget, "workspace", CHUNK + 1,
+                                &w->workspace));
+    STEP(w, pllm_region_map(w->region, 8, 4));
+    pllm_region_trim(w->region, 0);
+    STEP(w, ops->event_record(w->device, w->event, w->stream));
+    STEP(w, pllm_region_unmap(w->region, 8, 2, w->event)); /* still fenced when it closes */
+}
+
+static void clean(world *w)
+{
+    pllm_workspace_close(w->workspace);
+    pllm_region_close(w->region);
+    assert_int_equal(pllm_budget_charged(w->member), 0);
+    pllm_budget_leave(w->member);
+    pllm_budget_close(w->budget);
+    w->device->ops->event_close(w->device, w->event);
+    w->device->ops->stream_close(w->device, w->stream);
+    assert_int_equal(pllm_faulty_device_live(w->device), 0);
+    pllm_device_close(w->device);
+    pllm_device_close(w->inner);
+}
+
+static int open_inner(const pllm_context *context, int sim, pllm_device **inner)
+{
+    pllm_sim_device_options sim_options = {
+        .struct_bytes = sizeof sim_options, .capacity_bytes = 64 * CHUNK, .latency_ns_max = 50};
+    pllm_host_device_options host_options = {.struct_bytes = sizeof host_options,
+                                             .capacity_bytes = 64 * CHUNK};
+    return sim ? pllm_device_open_sim(context, &sim_options, inner)
+               : pllm_device_open_host(context, &host_options, inner);
+}
+
+static void device_faults(int sim, uint32_t fail_async)
+{
+    failing_context memory;
+    failing_context_init(&memory, FAILING_NEVER);
+    for (uint64_t n = 0;; n++) {
+        world w = {.context = &memory.context};
+        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
+        assert_int_equal(open_inner(w.context, sim, &w.inner), PLLM_OK);
+        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, &options, &w.device), PLLM_OK);
+        work(&w);
+        assert_true(w.failures <= 1);
+        int hit = pllm_faulty_device_calls(w.device) > n;
+        if (!hit) assert_int_equal(w.failures, 0);
+        clean(&w);
+        failing_context_check(&memory);
+        if (hit) continue;
+        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
+                      sim ? "sim" : "host", fail_async ? ", asynchronously" : "");
+        assert_true(n >= DEVICE_FLOOR);
+        return;
+    }
+}
+
+static void every_device_call_fails_once(void **state)
+{
+    (void)state;
+    device_faults(1, 0);
+    device_faults(0, 0);
+}
+
+static void every_device_call_fails_once_asynchronously(void **state)
+{
+    (void)state;
+    device_faults(1, 1);
+    device_faults(0, 1);
+}
+
+static void allocation_faults(int sim)
+{
+    for (uint64_t n = 0;; n++) {
+        failing_context memory;
+        failing_context_init(&memory, n);
+        world w = {.context = &memory.context, .expected = PLLM_ENOMEM};
+        STEP(&w, open_inner(w.context, sim, &w.inner));
+        STEP(&w, pllm_device_open_faulty(w.context, w.inner, NULL, &w.device));
+        work(&w);
+        assert_int_equal(w.failures, failing_context_hit(&memory) ? 1 : 0);
+        clean(&w);
+        failing_context_check(&memory);
+        if (failing_context_hit(&memory)) continue;
+        print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
+                      sim ? "sim" : "host");
+        assert_true(n >= ALLOCATION_FLOOR);
+        return;
+    }
+}
+
+static void every_allocation_fails_once(void **state)
+{
+    (void)state;
+    allocation_faults(1);
+    allocation_faults(0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_device_call_fails_once),
+        cmocka_unit_test(every_device_call_fails_once_asynchronously),
+        cmocka_unit_test(every_allocation_fails_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
