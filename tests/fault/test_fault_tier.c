@@ -150,7 +150,7 @@ static void test_every_allocation(void **state)
     (void)state;
     pllm_faulty_disk_options none = pllm_faulty_disk_none();
     each_allocation(PLLM_DISK_AUTO, &none);
-    each_allocation(PLLM_DISK_URING, NULL);
+    if (tier_rig_has_uring()) each_allocation(PLLM_DISK_URING, NULL);
     each_allocation(PLLM_DISK_PREAD, NULL);
 }
 

@@ -1,5 +1,26 @@
+#include <liburing.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <string.h>
+#include <cmocka.h>
 #include "tier_rig.h"
+
+int tier_rig_has_uring(void)
+{
+    struct io_uring ring;
+    int code = io_uring_queue_init(1, &ring, 0);
+    if (code == 0) {
+        io_uring_queue_exit(&ring);
+        return 1;
+    }
+    pllm_disk_options options = {
+        .struct_bytes = sizeof options, .kind = PLLM_DISK_URING, .folder = ".", .bytes = 4096};
+    pllm_disk *disk;
+    assert_int_equal(pllm_disk_open(NULL, &options, &disk), PLLM_EUNSUPPORTED);
+    print_message("left out: %s\n", pllm_last_error()->text);
+    return 0;
+}
 
 pllm_disk *tier_rig_disk(const pllm_context *context, pllm_device *device, uint64_t bytes,
                          uint64_t seed, const pllm_faulty_disk_options *faults)

@@ -31,6 +31,10 @@ typedef struct tier_rig_options {
 int tier_rig_open(const pllm_context *context, const tier_rig_options *options, tier_rig *rig);
 void tier_rig_close(tier_rig *rig);
 
+/* Containers often forbid io_uring. Then opening it must say EUNSUPPORTED and why, which this
+ * checks, and the cases that need it are left out, which it prints. */
+int tier_rig_has_uring(void);
+
 /* A disk in memory inside a faulty one. NULL: there was no memory for it. */
 pllm_disk *tier_rig_disk(const pllm_context *context, pllm_device *device, uint64_t bytes,
                          uint64_t seed, const pllm_faulty_disk_options *faults);
