@@ -3,10 +3,11 @@
 #include <string.h>
 #include "base/text.h"
 
-/* Bytes of the valid, printable UTF-8 character at text, or 0. Table 3-7 of the Unicode standard
- * in short: continuation bytes, no overlong forms, no surrogates, nothing above U+10FFFF. */
-static size_t character_bytes(const unsigned char *text)
+/* Table 3-7 of the Unicode standard in short: continuation bytes, no overlong forms, no
+ * surrogates, nothing above U+10FFFF. */
+size_t pllm_text_character(const char *start)
 {
+    const unsigned char *text = (const unsigned char *)start;
     unsigned char lead = text[0];
     if (lead < 0x80) return lead >= 0x20 && lead != 0x7f;
     size_t bytes = lead >= 0xc2 && lead <= 0xdf   ? 2
@@ -25,11 +26,11 @@ static size_t character_bytes(const unsigned char *text)
 
 const char *pllm_text_quote(const char *text, char *buffer, size_t buffer_bytes)
 {
-    const unsigned char *from = (const unsigned char *)(text ? text : "");
+    const char *from = text ? text : "";
     size_t used = 0, room = buffer_bytes - 6; /* two quotes, "..." and NUL */
     buffer[used++] = '"';
     while (*from) {
-        size_t bytes = character_bytes(from);
+        size_t bytes = pllm_text_character(from);
         size_t wanted = bytes ? bytes : 1;
         if (used + wanted > room) {
             memcpy(buffer + used, "...", 3);

@@ -11,4 +11,7 @@ enum { PLLM_QUOTE_BYTES = 72 }; /* a comfortable buffer for pllm_text_quote */
  * may be NULL. Returns buffer. */
 const char *pllm_text_quote(const char *text, char *buffer, size_t buffer_bytes);
 
+/* Bytes of the valid UTF-8 character at start that is no control character, or 0. */
+size_t pllm_text_character(const char *start);
+
 #endif
