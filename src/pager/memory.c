@@ -1,0 +1,574 @@
+/* memory.c - the pager for one's own tensors, behind include/pagedllm/memory.h.
+ *
+ *   tensors[i]   generation | bytes | pages[] | written[] | pins[]        by page of the tensor
+ *
+ * A tensor's pages are pages of one pager; their order on disk follows the tensor's (each page's
+ * home follows the one before). The rank of a page is its index in the tensor, so that `static`
+ * keeps the beginning of every tensor. A page that was never written has no content in the pager;
+ * it is made, zeroed, when it is first touched.
+ *
+ * Invariants: 1. a slot with pages NULL is free, and its generation is that of its next tensor;
+ * 2. tensor.pin_count is the sum of its pins; 3. written[i] says that the pager's page has content.
+ * Threads: one caller at a time. */
+#include <pagedllm/memory.h>
+#include <string.h>
+#include "pager/pager.h"
+
+enum {
+    TENSOR_MAX = 1024,
+    PAGE_BYTES = 1 << 20,
+    PAGE_MAX = 1 << 18, /* some 100 bytes of table a page: 26 MB */
+};
+
+typedef struct memory_tensor {
+    uint32_t generation, page_count, sealed;
+    uint32_t next_free; /* slot, while free */
+    uint64_t bytes, pin_count;
+    pllm_page *pages;
+    uint8_t *written;
+    uint32_t *pins;
+} memory_tensor;
+
+struct pllm_memory {
+    const pllm_context *context;
+    pllm_device *device;
+    pllm_budget *budget;
+    pllm_pager *pager;
+    uint64_t page_bytes, tensor_bytes;
+    uint32_t tensor_max, tensor_count, free_slot;
+    memory_tensor *tensors;
+};
+
+/* ---- open and close ---- */
+
+typedef struct memory_plan { /* options with their defaults filled in */
+    pllm_policy_kind policy;
+    pllm_prefetch_kind prefetch;
+    uint64_t page_bytes, vram_bytes;
+    uint32_t page_max, tensor_max;
+} memory_plan;
+
+static uint64_t add_capped(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+static int plan_make(const pllm_memory_options *options, memory_plan *plan)
+{
+    if (!options || options->struct_bytes < sizeof *options)
+        return pllm_fail(PLLM_EINVAL, 0, "pllm_memory_options.struct_bytes is not %zu",
+                         sizeof *options);
+    if (options->device && strcmp(options->device, "host"))
+        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device '%s' is not one that this build has: host",
+                         options->device);
+    *plan = (memory_plan){.policy = PLLM_POLICY_LRU, .prefetch = PLLM_PREFETCH_SEQUENTIAL};
+    plan->page_bytes = options->page_bytes ? options->page_bytes : PAGE_BYTES;
+    plan->vram_bytes = options->vram_limit_bytes ? options->vram_limit_bytes : UINT64_MAX;
+    plan->tensor_max = options->tensor_max ? options->tensor_max : TENSOR_MAX;
+    if (plan->page_bytes % 4096 || plan->page_bytes > (uint64_t)1 << 30)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "pages of %llu bytes: they must be a multiple of 4,096, up to 1 GiB",
+                         (unsigned long long)plan->page_bytes);
+    if (plan->tensor_max >= UINT32_MAX / 2)
+        return pllm_fail(PLLM_EINVAL, 0, "tensor_max is %u: at most %u", plan->tensor_max,
+                         UINT32_MAX / 2 - 1);
+    if (plan->vram_bytes < plan->page_bytes)
+        return pllm_fail(PLLM_ENODEVMEM, 0,
+                         "a device limit of %llu bytes holds no page of %llu; give at least that",
+                         (unsigned long long)plan->vram_bytes,
+                         (unsigned long long)plan->page_bytes);
+    int status = PLLM_OK;
+    if (options->policy) status = pllm_policy_from_name(options->policy, &plan->policy);
+    if (status == PLLM_OK && options->prefetch_strategy)
+        status = pllm_prefetch_from_name(options->prefetch_strategy, &plan->prefetch);
+    return status;
+}
+
+/* How many pages there may be: a table is made for them at once. */
+static int plan_pages(const pllm_memory_options *options, pllm_device *device, memory_plan *plan)
+{
+    pllm_device_info info;
+    int status = device->ops->info(device, &info);
+    if (status < 0) return status;
+    uint64_t room = plan->vram_bytes < info.total_bytes ? plan->vram_bytes : info.total_bytes;
+    uint64_t host = options->host_memory_bytes;
+    room = add_capped(room, host < info.total_bytes ? host : info.total_bytes);
+    room = add_capped(room, options->nvme_size_bytes);
+    uint64_t pages = (options->capacity_bytes ? options->capacity_bytes : room) / plan->page_bytes;
+    if (!options->capacity_bytes && pages > PAGE_MAX) pages = PAGE_MAX;
+    if (pages == 0 || pages >= UINT32_MAX / 2)
+        return pllm_fail(PLLM_EINVAL, 0, "a capacity of %llu pages: there must be 1 to %u",
+                         (unsigned long long)pages, UINT32_MAX / 2 - 1);
+    plan->page_max = (uint32_t)pages;
+    return PLLM_OK;
+}
+
+static int pager_open(pllm_memory *memory, const pllm_memory_options *options,
+                      const memory_plan *plan)
+{
+    pllm_tiers_options tiers_options = {
+        .struct_bytes = sizeof tiers_options,
+        .frame_max = plan->page_max,
+        .page_bytes = plan->page_bytes,
+        .device_limit_bytes = plan->vram_bytes,
+        .host_bytes = options->host_memory_bytes,
+        .disk_bytes = options->nvme_size_bytes,
+        .disk_folder = options->nvme_path,
+        .member_name = "tensors",
+    };
+    pllm_tiers *tiers;
+    int status =
+        pllm_tiers_open(memory->context, memory->device, memory->budget, &tiers_options, &tiers);
+    if (status < 0) return status;
+    pllm_pager_options pager = {
+        .struct_bytes = sizeof pager,
+        .page_max = plan->page_max,
+        .policy = plan->policy,
+        .prefetch = plan->prefetch,
+    };
+    status = pllm_pager_open(memory->context, tiers, &pager, &memory->pager);
+    if (status < 0) pllm_tiers_close(tiers);
+    return status;
+}
+
+static int parts_open(pllm_memory *memory, const pllm_memory_options *options, memory_plan *plan)
+{
+    pllm_host_device_options host = {.struct_bytes = sizeof host};
+    memory->tensors = pllm_alloc_array(memory->context, plan->tensor_max, sizeof *memory->tensors);
+    if (!memory->tensors)
+        return pllm_fail_memory("a table of tensors", plan->tensor_max * sizeof *memory->tensors);
+    for (uint32_t slot = 0; slot < plan->tensor_max; slot++)
+        memory->tensors[slot] = (memory_tensor){.generation = 1, .next_free = slot + 1};
+    int status = pllm_device_open_host(memory->context, &host, &memory->device);
+    if (status == PLLM_OK) status = plan_pages(options, memory->device, plan);
+    if (status == PLLM_OK)
+        status = pllm_budget_open(memory->context, plan->vram_bytes, &memory->budget);
+    if (status == PLLM_OK) status = pager_open(memory, options, plan);
+    return status;
+}
+
+int pllm_memory_open(const pllm_context *context, const pllm_memory_options *options,
+                     pllm_memory **memory_out)
+{
+    if (!memory_out) return pllm_fail(PLLM_EINVAL, 0, "memory_out is NULL");
+    *memory_out = NULL;
+    memory_plan plan;
+    int status = plan_make(options, &plan);
+    if (status < 0) return status;
+    pllm_memory *memory = pllm_alloc(context, sizeof *memory);
+    if (!memory) return pllm_fail_memory("a memory", sizeof *memory);
+    memory->context = context;
+    memory->page_bytes = plan.page_bytes;
+    memory->tensor_max = plan.tensor_max;
+    status = parts_open(memory, options, &plan);
+    if (status < 0) {
+        pllm_memory_close(memory);
+        return status;
+    }
+    *memory_out = memory;
+    return PLLM_OK;
+}
+
+static void tensor_release(pllm_memory *memory, memory_tensor *tensor)
+{
+    pllm_free(memory->context, tensor->pages);
+    pllm_free(memory->context, tensor->written);
+    pllm_free(memory->context, tensor->pins);
+    tensor->pages = NULL;
+    tensor->written = NULL;
+    tensor->pins = NULL;
+}
+
+void pllm_memory_close(pllm_memory *memory)
+{
+    if (!memory) return;
+    pllm_pager_close(memory->pager);
+    if (memory->budget) pllm_budget_close(memory->budget);
+    pllm_device_close(memory->device);
+    for (uint32_t slot = 0; memory->tensors && slot < memory->tensor_max; slot++)
+        tensor_release(memory, &memory->tensors[slot]);
+    pllm_free(memory->context, memory->tensors);
+    pllm_free(memory->context, memory);
+}
+
+/* ---- tensors ---- */
+
+static memory_tensor *tensor_of(const pllm_memory *memory, pllm_tensor handle)
+{
+    uint32_t slot = (uint32_t)handle - 1;
+    memory_tensor *tensor = slot < memory->tensor_max ? &memory->tensors[slot] : NULL;
+    if (tensor && tensor->pages && tensor->generation == handle >> 32) return tensor;
+    pllm_fail(PLLM_ESTALE, 0, "tensor %llx was deallocated, or never was",
+              (unsigned long long)handle);
+    return NULL;
+}
+
+/* The pages that a range touches: first, and how many. */
+static int range_pages(const pllm_memory *memory, const memory_tensor *tensor, uint64_t offset,
+                       uint64_t bytes, uint32_t *first_out, uint32_t *count_out)
+{
+    *first_out = *count_out = 0;
+    if (offset > tensor->bytes || bytes > tensor->bytes - offset)
+        return pllm_fail(PLLM_EINVAL, 0, "bytes %llu to %llu of a tensor of %llu",
+                         (unsigned long long)offset, (unsigned long long)add_capped(offset, bytes),
+                         (unsigned long long)tensor->bytes);
+    *first_out = (uint32_t)(offset / memory->page_bytes);
+    if (bytes) *count_out = (uint32_t)((offset + bytes - 1) / memory->page_bytes) - *first_out + 1;
+    return PLLM_OK;
+}
+
+/* The pager answers bare where its caller can do something about it; a user needs a sentence. */
+static int explain(const pllm_memory *memory, int status, uint32_t wanted)
+{
+    if (status != PLLM_EBUSY && status != PLLM_ENODEVMEM) return status;
+    pllm_pager_stats stats;
+    pllm_pager_stats_get(memory->pager, &stats);
+    return pllm_fail(status, 0,
+                     "%u pages of %llu bytes are wanted on the device, which holds %u, and %u are "
+                     "pinned; unpin some, take smaller ranges or raise the device limit",
+                     wanted, (unsigned long long)memory->page_bytes, stats.tiers.frame_limit,
+                     stats.pinned);
+}
+
+static void pages_free(pllm_memory *memory, memory_tensor *tensor, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) pllm_pager_page_free(memory->pager, tensor->pages[i]);
+}
+
+static int tensor_fill(pllm_memory *memory, memory_tensor *tensor, uint32_t page_count)
+{
+    tensor->pages = pllm_alloc_array(memory->context, page_count, sizeof *tensor->pages);
+    tensor->written = pllm_alloc(memory->context, page_count);
+    tensor->pins = pllm_alloc_array(memory->context, page_count, sizeof *tensor->pins);
+    if (!tensor->pages || !tensor->written || !tensor->pins)
+        return pllm_fail_memory("a tensor", page_count * sizeof *tensor->pages);
+    for (uint32_t i = 0; i < page_count; i++) {
+        int status = pllm_pager_page_new(memory->pager, i ? tensor->pages[i - 1] : PLLM_NONE, i,
+                                         &tensor->pages[i]);
+        if (status == PLLM_OK) continue;
+        pages_free(memory, tensor, i);
+        return status;
+    }
+    return PLLM_OK;
+}
+
+int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice advice,
+                         pllm_tensor *tensor_out)
+{
+    *tensor_out = 0;
+    uint64_t page_count = bytes / memory->page_bytes + (bytes % memory->page_bytes != 0);
+    if (bytes == 0 || page_count >= UINT32_MAX / 2)
+        return pllm_fail(PLLM_EINVAL, 0, "a tensor of %llu bytes", (unsigned long long)bytes);
+    uint32_t slot = memory->free_slot;
+    if (slot >= memory->tensor_max)
+        return pllm_fail(PLLM_ELIMIT, 0, "%u tensors exist, which is tensor_max",
+                         memory->tensor_max);
+    memory_tensor *tensor = &memory->tensors[slot];
+    int status = tensor_fill(memory, tensor, (uint32_t)page_count);
+    if (status < 0) {
+        tensor_release(memory, tensor);
+        return status;
+    }
+    memory->free_slot = tensor->next_free;
+    tensor->page_count = (uint32_t)page_count;
+    tensor->bytes = bytes;
+    tensor->sealed = 0;
+    tensor->pin_count = 0;
+    memory->tensor_count++;
+    memory->tensor_bytes += bytes;
+    *tensor_out = (uint64_t)tensor->generation << 32 | (slot + 1);
+    return pllm_memory_advise(memory, *tensor_out, 0, bytes, advice);
+}
+
+int pllm_memory_deallocate(pllm_memory *memory, pllm_tensor handle)
+{
+    memory_tensor *tensor = tensor_of(memory, handle);
+    if (!tensor) return PLLM_ESTALE;
+    if (tensor->pin_count)
+        return pllm_fail(PLLM_EBUSY, 0, "tensor %llx is pinned; unpin it first",
+                         (unsigned long long)handle);
+    pages_free(memory, tensor, tensor->page_count);
+    tensor_release(memory, tensor);
+    memory->tensor_count--;
+    memory->tensor_bytes -= tensor->bytes;
+    tensor->generation++;
+    tensor->next_free = memory->free_slot;
+    memory->free_slot = (uint32_t)(tensor - memory->tensors);
+    return PLLM_OK;
+}
+
+int pllm_memory_size(const pllm_memory *memory, pllm_tensor handle, uint64_t *bytes_out,
+                     uint64_t *page_bytes_out)
+{
+    const memory_tensor *tensor = tensor_of(memory, handle);
+    if (page_bytes_out) *page_bytes_out = memory->page_bytes;
+    if (!tensor) return PLLM_ESTALE;
+    *bytes_out = tensor->bytes;
+    return PLLM_OK;
+}
+
+/* ---- touching ---- */
+
+static int page_pin(pllm_memory *memory, memory_tensor *tensor, uint32_t index, pllm_pin_mode mode,
+                    void **view_out)
+{
+    int status = pllm_pager_pin(memory->pager, &tensor->pages[index], 1, mode, view_out);
+    return status < 0 ? explain(memory, status, 1) : PLLM_OK;
+}
+
+/* Gives content, zero, to a page that has none. */
+static int page_make(pllm_memory *memory, memory_tensor *tensor, uint32_t index)
+{
+    if (tensor->written[index]) return PLLM_OK;
+    void *view;
+    int status = page_pin(memory, tensor, index, PLLM_PIN_NEW, &view);
+    if (status < 0) return status;
+    memset(view, 0, memory->page_bytes);
+    tensor->written[index] = 1;
+    if (tensor->sealed) pllm_pager_seal(memory->pager, tensor->pages[index]);
+    pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
+    return PLLM_OK;
+}
+
+static int fail_sealed(pllm_tensor handle)
+{
+    return pllm_fail(PLLM_EINVAL, 0, "tensor %llx is sealed and cannot be written",
+                     (unsigned long long)handle);
+}
+
+int pllm_memory_write(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
+                      const void *data)
+{
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t index, count;
+    if (!tensor) return PLLM_ESTALE;
+    if (tensor->sealed) return fail_sealed(handle);
+    int status = range_pages(memory, tensor, offset, bytes, &index, &count);
+    const char *from = data;
+    uint64_t within = offset % memory->page_bytes;
+    for (; status == PLLM_OK && count > 0; index++, count--, within = 0) {
+        uint64_t part = memory->page_bytes - within;
+        if (part > bytes) part = bytes;
+        int whole = part == memory->page_bytes;
+        if (!whole) status = page_make(memory, tensor, index);
+        void *view;
+        if (status == PLLM_OK)
+            status = page_pin(memory, tensor, index, whole ? PLLM_PIN_NEW : PLLM_PIN_WRITE, &view);
+        if (status < 0) break;
+        memcpy((char *)view + within, from, part);
+        tensor->written[index] = 1;
+        pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
+        from += part;
+        bytes -= part;
+    }
+    return status;
+}
+
+int pllm_memory_read(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
+                     void *data)
+{
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t index, count;
+    if (!tensor) return PLLM_ESTALE;
+    int status = range_pages(memory, tensor, offset, bytes, &index, &count);
+    char *to = data;
+    uint64_t within = offset % memory->page_bytes;
+    for (; status == PLLM_OK && count > 0; index++, count--, within = 0) {
+        uint64_t part = memory->page_bytes - within;
+        if (part > bytes) part = bytes;
+        if (tensor->written[index]) {
+            void *view;
+            status = page_pin(memory, tensor, index, PLLM_PIN_READ, &view);
+            if (status < 0) break;
+            memcpy(to, (char *)view + within, part);
+            pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
+        } else {
+            memset(to, 0, part); /* needs no page */
+        }
+        to += part;
+        bytes -= part;
+    }
+    return status;
+}
+
+/* Views of pinned pages; neighbours become one. Returns how many there are, or EINVAL. */
+static int views_fill(const pllm_memory *memory, const memory_tensor *tensor, uint64_t offset,
+                      uint64_t bytes, pllm_memory_view *views, uint32_t view_max)
+{
+    uint32_t used = 0;
+    uint64_t within = offset % memory->page_bytes;
+    for (uint32_t index = (uint32_t)(offset / memory->page_bytes); bytes > 0; index++, within = 0) {
+        uint64_t part = memory->page_bytes - within;
+        if (part > bytes) part = bytes;
+        pllm_va va = pllm_pager_page_va(memory->pager, tensor->pages[index]) + within;
+        char *data = memory->device->ops->host_view(memory->device, va);
+        bytes -= part;
+        if (used && (char *)views[used - 1].data + views[used - 1].bytes == data) {
+            views[used - 1].bytes += part;
+            continue;
+        }
+        if (used == view_max)
+            return pllm_fail(PLLM_EINVAL, 0, "%u views are too few for a pinned range", view_max);
+        views[used++] = (pllm_memory_view){data, part};
+    }
+    return (int)used;
+}
+
+int pllm_memory_pin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
+                    pllm_memory_mode mode, pllm_memory_view *views, uint32_t view_max,
+                    uint32_t *view_count_out)
+{
+    if (view_count_out) *view_count_out = 0;
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t first, count;
+    if (!tensor) return PLLM_ESTALE;
+    if (mode == PLLM_MEMORY_WRITE && tensor->sealed) return fail_sealed(handle);
+    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    for (uint32_t i = 0; status == PLLM_OK && i < count; i++)
+        status = page_make(memory, tensor, first + i);
+    if (status < 0) return status;
+    status = pllm_pager_pin(memory->pager, tensor->pages + first, count,
+                            mode == PLLM_MEMORY_WRITE ? PLLM_PIN_WRITE : PLLM_PIN_READ, NULL);
+    if (status < 0) return explain(memory, status, count);
+    int used = views ? views_fill(memory, tensor, offset, bytes, views, view_max) : 0;
+    if (used < 0) {
+        pllm_pager_unpin(memory->pager, tensor->pages + first, count);
+        return used;
+    }
+    if (view_count_out) *view_count_out = (uint32_t)used;
+    for (uint32_t i = 0; i < count; i++) tensor->pins[first + i]++;
+    tensor->pin_count += count;
+    return PLLM_OK;
+}
+
+int pllm_memory_unpin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes)
+{
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t first, count;
+    if (!tensor) return PLLM_ESTALE;
+    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    if (status < 0) return status;
+    for (uint32_t i = 0; i < count; i++)
+        if (!tensor->pins[first + i])
+            return pllm_fail(PLLM_EINVAL, 0, "a range is unpinned that is not pinned");
+    for (uint32_t i = 0; i < count; i++) tensor->pins[first + i]--;
+    tensor->pin_count -= count;
+    pllm_pager_unpin(memory->pager, tensor->pages + first, count);
+    return PLLM_OK;
+}
+
+int pllm_memory_ensure_resident(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
+                                uint64_t bytes)
+{
+    int status = pllm_memory_pin(memory, tensor, offset, bytes, PLLM_MEMORY_READ, NULL, 0, NULL);
+    return status < 0 ? status : pllm_memory_unpin(memory, tensor, offset, bytes);
+}
+
+int pllm_memory_advise(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
+                       pllm_memory_advice advice)
+{
+    static const pllm_hint hints[] = {
+        [PLLM_MEMORY_NORMAL] = PLLM_NORMAL,
+        [PLLM_MEMORY_WILL_NEED] = PLLM_WILL_NEED,
+        [PLLM_MEMORY_DONT_NEED] = PLLM_DONT_NEED,
+        [PLLM_MEMORY_KEEP] = PLLM_KEEP,
+    };
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t first, count;
+    if (!tensor) return PLLM_ESTALE;
+    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    if (status < 0) return status;
+    if (advice == PLLM_MEMORY_SEQUENTIAL)
+        return pllm_pager_scan(memory->pager, tensor->pages + first, count);
+    if ((uint32_t)advice > PLLM_MEMORY_SEQUENTIAL)
+        return pllm_fail(PLLM_EINVAL, 0, "there is no advice %d", (int)advice);
+    pllm_pager_hint(memory->pager, tensor->pages + first, count, hints[advice]);
+    return PLLM_OK;
+}
+
+int pllm_memory_seal(pllm_memory *memory, pllm_tensor handle)
+{
+    memory_tensor *tensor = tensor_of(memory, handle);
+    if (!tensor) return PLLM_ESTALE;
+    tensor->sealed = 1;
+    for (uint32_t i = 0; i < tensor->page_count; i++)
+        if (tensor->written[i]) pllm_pager_seal(memory->pager, tensor->pages[i]);
+    return PLLM_OK;
+}
+
+/* ---- limits ---- */
+
+static int evicted_out(const pllm_memory *memory, int gone, uint64_t *evicted_bytes_out)
+{
+    if (evicted_bytes_out) *evicted_bytes_out = gone > 0 ? (uint64_t)gone * memory->page_bytes : 0;
+    return gone < 0 ? gone : PLLM_OK;
+}
+
+int pllm_memory_evict(pllm_memory *memory, uint64_t bytes, uint64_t *evicted_bytes_out)
+{
+    uint64_t frames = bytes / memory->page_bytes + (bytes % memory->page_bytes != 0);
+    uint32_t count = frames < INT32_MAX ? (uint32_t)frames : INT32_MAX;
+    return evicted_out(memory, pllm_pager_evict(memory->pager, count), evicted_bytes_out);
+}
+
+int pllm_memory_evict_range(pllm_memory *memory, pllm_tensor handle, uint64_t offset,
+                            uint64_t bytes, uint64_t *evicted_bytes_out)
+{
+    if (evicted_bytes_out) *evicted_bytes_out = 0;
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t first, count;
+    if (!tensor) return PLLM_ESTALE;
+    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    if (status < 0) return status;
+    int gone = pllm_pager_evict_pages(memory->pager, tensor->pages + first, count);
+    return evicted_out(memory, gone, evicted_bytes_out);
+}
+
+int pllm_memory_set_vram_limit(pllm_memory *memory, uint64_t bytes)
+{
+    if (bytes == 0) bytes = UINT64_MAX;
+    if (bytes < memory->page_bytes)
+        return pllm_fail(PLLM_EINVAL, 0, "a device limit of %llu bytes holds no page of %llu",
+                         (unsigned long long)bytes, (unsigned long long)memory->page_bytes);
+    int status = pllm_budget_set_limit(memory->budget, bytes);
+    if (status == PLLM_OK) status = pllm_pager_set_device_limit(memory->pager, bytes);
+    return explain(memory, status, 0);
+}
+
+int pllm_memory_poll(pllm_memory *memory)
+{
+    return pllm_pager_poll(memory->pager);
+}
+
+int pllm_memory_stats_get(const pllm_memory *memory, pllm_memory_stats *stats)
+{
+    if (!stats || stats->struct_bytes < sizeof *stats)
+        return pllm_fail(PLLM_EINVAL, 0, "pllm_memory_stats.struct_bytes is not %zu",
+                         sizeof *stats);
+    pllm_pager_stats pager;
+    pllm_pager_stats_get(memory->pager, &pager);
+    uint64_t page = memory->page_bytes;
+    const uint64_t(*bytes)[3] = pager.transfers.bytes;
+    *stats = (pllm_memory_stats){
+        .struct_bytes = stats->struct_bytes,
+        .tensors = memory->tensor_count,
+        .tensor_bytes = memory->tensor_bytes,
+        .page_bytes = page,
+        .pages = pager.pages,
+        .resident_bytes = pager.resident * page,
+        .resident_peak_bytes = pager.resident_peak * page,
+        .vram_limit_bytes = pager.tiers.frame_limit * page,
+        .host_bytes = pager.tiers.host_used * page,
+        .disk_bytes = pager.tiers.disk_used * page,
+        .hits = pager.hits,
+        .misses = pager.misses,
+        .evictions = pager.evictions,
+        .prefetched = pager.prefetched,
+        .prefetch_used = pager.prefetch_used,
+        .bytes_in = bytes[PLLM_AT_HOST][PLLM_AT_DEVICE] + bytes[PLLM_AT_DISK][PLLM_AT_DEVICE],
+        .bytes_out = bytes[PLLM_AT_DEVICE][PLLM_AT_HOST] + bytes[PLLM_AT_DEVICE][PLLM_AT_DISK],
+        .disk_read_bytes = pager.transfers.disk_read_bytes,
+        .disk_write_bytes = pager.transfers.disk_write_bytes,
+    };
+    return PLLM_OK;
+}

@@ -1,0 +1,243 @@
+/* The public memory: bytes survive eviction, handles go stale, limits hold, failures leave nothing.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include <pagedllm/memory.h>
+#include "failing_context.h"
+
+enum { PAGE = 4096 };
+
+static pllm_memory *open_memory(const pllm_context *context, uint64_t frames, uint64_t host_pages,
+                                uint64_t disk_pages)
+{
+    pllm_memory_options options = {
+        .struct_bytes = sizeof options,
+        .vram_limit_bytes = frames * PAGE,
+        .host_memory_bytes = host_pages * PAGE,
+        .nvme_path = "/tmp",
+        .nvme_size_bytes = disk_pages * PAGE,
+        .page_bytes = PAGE,
+        .tensor_max = 4,
+    };
+    pllm_memory *memory;
+    assert_int_equal(pllm_memory_open(context, &options, &memory), PLLM_OK);
+    return memory;
+}
+
+static pllm_memory_stats stats_of(const pllm_memory *memory)
+{
+    pllm_memory_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_memory_stats_get(memory, &stats), PLLM_OK);
+    return stats;
+}
+
+static void fill(unsigned char *bytes, uint64_t count, uint32_t seed)
+{
+    for (uint64_t i = 0; i < count; i++)
+        bytes[i] = (unsigned char)((i * 2654435761u + seed * 40503u) >> 13);
+}
+
+static void bytes_survive_at_any_offset(void **state)
+{
+    (void)state;
+    enum { BYTES = 200 * PAGE + 100 };
+    pllm_memory *memory = open_memory(NULL, 16, 100, 200);
+    unsigned char *mirror = calloc(1, BYTES), *back = malloc(BYTES), *piece = malloc(BYTES);
+    assert_true(mirror && back && piece);
+    pllm_tensor tensor;
+    assert_int_equal(pllm_memory_allocate(memory, BYTES, PLLM_MEMORY_SEQUENTIAL, &tensor), PLLM_OK);
+    assert_int_equal(stats_of(memory).resident_bytes, 0);
+    uint64_t random = 7;
+    for (uint32_t i = 0; i < 120; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        uint64_t offset = (random >> 20) % BYTES, bytes = (random >> 44) % (9 * PAGE);
+        if (i % 5 == 0) offset -= offset % PAGE; /* whole pages too */
+        if (i % 5 == 0) bytes -= bytes % PAGE;
+        if (bytes > BYTES - offset) bytes = BYTES - offset;
+        fill(piece, bytes, i);
+        memcpy(mirror + offset, piece, bytes);
+        assert_int_equal(pllm_memory_write(memory, tensor, offset, bytes, piece), PLLM_OK);
+        offset = (random >> 10) % BYTES;
+        bytes = (random >> 30) % (20 * PAGE);
+        if (bytes > BYTES - offset) bytes = BYTES - offset;
+        assert_int_equal(pllm_memory_read(memory, tensor, offset, bytes, back), PLLM_OK);
+        assert_memory_equal(back, mirror + offset, bytes);
+    }
+    uint64_t evicted;
+    assert_int_equal(pllm_memory_evict_range(memory, tensor, 0, BYTES, &evicted), PLLM_OK);
+    assert_true(evicted > 0 && stats_of(memory).resident_bytes == 0);
+    assert_int_equal(pllm_memory_seal(memory, tensor), PLLM_OK);
+    assert_int_equal(pllm_memory_write(memory, tensor, 0, 1, piece), PLLM_EINVAL);
+    assert_int_equal(pllm_memory_read(memory, tensor, 0, BYTES, back), PLLM_OK);
+    assert_memory_equal(back, mirror, BYTES);
+    pllm_memory_stats stats = stats_of(memory);
+    assert_true(stats.resident_peak_bytes <= 16 * PAGE && stats.disk_read_bytes > 0);
+    free(mirror);
+    free(back);
+    free(piece);
+    pllm_memory_close(memory);
+}
+
+static void pins_give_views_in_order(void **state)
+{
+    (void)state;
+    pllm_memory *memory = open_memory(NULL, 16, 64, 0);
+    pllm_tensor tensor;
+    pllm_memory_view views[16];
+    uint32_t count;
+    assert_int_equal(pllm_memory_allocate(memory, 40 * PAGE, PLLM_MEMORY_NORMAL, &tensor), PLLM_OK);
+    for (uint64_t offset = 0; offset < 40 * PAGE; offset += 8 * PAGE) {
+        assert_int_equal(
+            pllm_memory_pin(memory, tensor, offset, 8 * PAGE, PLLM_MEMORY_WRITE, views, 16, &count),
+            PLLM_OK);
+        uint64_t at = offset;
+        for (uint32_t v = 0; v < count; v++)
+            for (uint64_t i = 0; i < views[v].bytes; i += 8, at += 8) {
+                assert_int_equal(*(uint64_t *)((char *)views[v].data + i), 0);
+                *(uint64_t *)((char *)views[v].data + i) = at;
+            }
+        assert_int_equal(at, offset + 8 * PAGE);
+        assert_int_equal(pllm_memory_deallocate(memory, tensor), PLLM_EBUSY);
+        assert_int_equal(pllm_memory_unpin(memory, tensor, offset, 8 * PAGE), PLLM_OK);
+    }
+    assert_int_equal(pllm_memory_unpin(memory, tensor, 0, PAGE), PLLM_EINVAL);
+    /* A range inside a page, over a page's end, and one that is too large. */
+    assert_int_equal(
+        pllm_memory_pin(memory, tensor, 3 * PAGE - 8, 16, PLLM_MEMORY_READ, views, 16, &count),
+        PLLM_OK);
+    assert_int_equal(*(uint64_t *)views[0].data, 3 * PAGE - 8);
+    assert_int_equal(views[0].bytes + (count > 1 ? views[1].bytes : 0), 16);
+    assert_int_equal(pllm_memory_unpin(memory, tensor, 3 * PAGE - 8, 16), PLLM_OK);
+    assert_int_equal(
+        pllm_memory_pin(memory, tensor, 0, 17 * PAGE, PLLM_MEMORY_READ, views, 16, &count),
+        PLLM_EBUSY);
+    assert_non_null(strstr(pllm_last_error()->text, "raise the device limit"));
+    assert_int_equal(pllm_memory_pin(memory, tensor, 0, 1, PLLM_MEMORY_READ, views, 0, &count),
+                     PLLM_EINVAL);
+    assert_int_equal(pllm_memory_ensure_resident(memory, tensor, 30 * PAGE, 4 * PAGE), PLLM_OK);
+    assert_int_equal(pllm_memory_deallocate(memory, tensor), PLLM_OK);
+    pllm_memory_close(memory);
+}
+
+static void handles_go_stale(void **state)
+{
+    (void)state;
+    pllm_memory *memory = open_memory(NULL, 16, 16, 0);
+    pllm_tensor tensor, next, others[3];
+    uint64_t bytes;
+    char byte = 1;
+    assert_int_equal(pllm_memory_allocate(memory, 10, PLLM_MEMORY_NORMAL, &tensor), PLLM_OK);
+    assert_int_equal(pllm_memory_write(memory, tensor, 9, 1, &byte), PLLM_OK);
+    assert_int_equal(pllm_memory_write(memory, tensor, 10, 1, &byte), PLLM_EINVAL);
+    assert_int_equal(pllm_memory_read(memory, tensor, UINT64_MAX, 2, &byte), PLLM_EINVAL);
+    assert_int_equal(pllm_memory_deallocate(memory, tensor), PLLM_OK);
+    assert_int_equal(pllm_memory_deallocate(memory, tensor), PLLM_ESTALE);
+    assert_int_equal(pllm_memory_allocate(memory, 20, PLLM_MEMORY_NORMAL, &next), PLLM_OK);
+    assert_int_equal(pllm_memory_read(memory, tensor, 0, 1, &byte), PLLM_ESTALE);
+    assert_int_equal(pllm_memory_read(memory, 0, 0, 1, &byte), PLLM_ESTALE);
+    byte = 1;
+    assert_int_equal(pllm_memory_read(memory, next, 9, 1, &byte), PLLM_OK);
+    assert_int_equal(byte, 0); /* nothing of the old tensor shows */
+    assert_int_equal(pllm_memory_size(memory, next, &bytes, NULL), PLLM_OK);
+    assert_int_equal(bytes, 20);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(pllm_memory_allocate(memory, 1, PLLM_MEMORY_NORMAL, &others[i]), PLLM_OK);
+    assert_int_equal(pllm_memory_allocate(memory, 1, PLLM_MEMORY_NORMAL, &tensor), PLLM_ELIMIT);
+    assert_int_equal(pllm_memory_deallocate(memory, others[0]), PLLM_OK);
+    assert_int_equal(pllm_memory_allocate(memory, 40 * PAGE, PLLM_MEMORY_NORMAL, &tensor),
+                     PLLM_ELIMIT);
+    assert_int_equal(pllm_memory_allocate(memory, 28 * PAGE, PLLM_MEMORY_KEEP, &tensor), PLLM_OK);
+    assert_int_equal(stats_of(memory).pages, 31);
+    pllm_memory_close(memory);
+}
+
+static void limits_and_options_are_kept(void **state)
+{
+    (void)state;
+    pllm_memory *memory = open_memory(NULL, 64, 64, 0);
+    pllm_tensor tensor;
+    static char data[48 * PAGE];
+    uint64_t evicted;
+    assert_int_equal(pllm_memory_allocate(memory, sizeof data, PLLM_MEMORY_NORMAL, &tensor),
+                     PLLM_OK);
+    memset(data, 5, sizeof data);
+    assert_int_equal(pllm_memory_write(memory, tensor, 0, sizeof data, data), PLLM_OK);
+    assert_int_equal(pllm_memory_evict(memory, 3 * PAGE + 1, &evicted), PLLM_OK);
+    assert_int_equal(evicted, 4 * PAGE);
+    assert_int_equal(pllm_memory_set_vram_limit(memory, 16 * PAGE), PLLM_OK);
+    assert_true(stats_of(memory).resident_bytes <= 16 * PAGE);
+    assert_int_equal(pllm_memory_set_vram_limit(memory, 100), PLLM_EINVAL);
+    assert_int_equal(pllm_memory_advise(memory, tensor, 0, PAGE, (pllm_memory_advice)9),
+                     PLLM_EINVAL);
+    assert_int_equal(pllm_memory_poll(memory), PLLM_OK);
+    pllm_memory_close(memory);
+
+    pllm_memory_options bad = {.struct_bytes = sizeof bad, .page_bytes = 100};
+    assert_int_equal(pllm_memory_open(NULL, &bad, &memory), PLLM_EINVAL);
+    bad = (pllm_memory_options){.struct_bytes = sizeof bad, .device = "cuda"};
+    assert_int_equal(pllm_memory_open(NULL, &bad, &memory), PLLM_EUNSUPPORTED);
+    bad = (pllm_memory_options){.struct_bytes = sizeof bad, .vram_limit_bytes = 4096};
+    assert_int_equal(pllm_memory_open(NULL, &bad, &memory), PLLM_ENODEVMEM);
+    bad = (pllm_memory_options){.struct_bytes = sizeof bad, .policy = "mru"};
+    assert_int_equal(pllm_memory_open(NULL, &bad, &memory), PLLM_EINVAL);
+    bad = (pllm_memory_options){
+        .struct_bytes = sizeof bad, .nvme_path = "/no/such/folder", .nvme_size_bytes = 1 << 20};
+    assert_int_equal(pllm_memory_open(NULL, &bad, &memory), PLLM_EIO);
+    assert_null(memory);
+}
+
+static int use(const pllm_context *context)
+{
+    pllm_memory_options options = {
+        .struct_bytes = sizeof options,
+        .vram_limit_bytes = 16 * PAGE,
+        .host_memory_bytes = 40 * PAGE,
+        .page_bytes = PAGE,
+        .tensor_max = 3,
+    };
+    pllm_memory *memory;
+    pllm_tensor tensor;
+    static unsigned char data[30 * PAGE], back[30 * PAGE];
+    int status = pllm_memory_open(context, &options, &memory);
+    if (status < 0) return status;
+    fill(data, sizeof data, 3);
+    status = pllm_memory_allocate(memory, sizeof data, PLLM_MEMORY_SEQUENTIAL, &tensor);
+    if (status == PLLM_OK) status = pllm_memory_write(memory, tensor, 0, sizeof data, data);
+    if (status == PLLM_OK) status = pllm_memory_read(memory, tensor, 0, sizeof data, back);
+    if (status == PLLM_OK) assert_memory_equal(back, data, sizeof data);
+    pllm_memory_close(memory);
+    return status;
+}
+
+static void every_lost_allocation_is_survived(void **state)
+{
+    (void)state;
+    uint64_t n = 0;
+    for (;; n++) {
+        failing_context failing;
+        failing_context_init(&failing, n);
+        int status = use(&failing.context);
+        if (status != PLLM_OK) assert_int_equal(status, PLLM_ENOMEM);
+        failing_context_check(&failing);
+        if (!failing_context_hit(&failing)) break;
+    }
+    print_message("%llu allocations failed in turn\n", (unsigned long long)n);
+    assert_true(n >= 40);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bytes_survive_at_any_offset),
+        cmocka_unit_test(pins_give_views_in_order),
+        cmocka_unit_test(handles_go_stale),
+        cmocka_unit_test(limits_and_options_are_kept),
+        cmocka_unit_test(every_lost_allocation_is_survived),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
