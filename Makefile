@@ -4,6 +4,7 @@
 #   CMAKE_ARGS=         passed to cmake, as in CMAKE_ARGS=-DPLLM_WERROR=ON
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 10
 export MODEL
 
 .PHONY: help build model demo test bench sanitize fuzz mutants install format check clean
@@ -40,9 +41,9 @@ sanitize: ## the tests under address, undefined-behaviour and thread sanitizers
 	@scripts/sanitize.sh asan
 	@scripts/sanitize.sh tsan
 
-fuzz: ## a bounded run of every fuzz target (SECONDS=n for each)
+fuzz: ## a bounded run of every fuzz target (FUZZ_SECONDS=n for each)
 	@scripts/bootstrap.sh check
-	@scripts/fuzz.sh
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
 mutants: ## breaks the code in known ways; each must be caught by its named test
 	@scripts/bootstrap.sh test
