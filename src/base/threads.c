@@ -10,11 +10,14 @@
  * the generation are one word, no sleeper can be missed and no fence is needed; an opening that
  * nobody sleeps through costs no system call.
  *
- * Spinning: each waiter keeps a budget of pauses for each gate. A wait that ended while spinning
- * doubles the budget, one that had to sleep halves it, between a floor (a fraction of what sleeping
- * costs anyway) and a ceiling of a few microseconds; every 16th sleep from the floor tries the
- * ceiling once, lest the floor be for ever. A team larger than the processors it may use spins only
- * the floor: the one waited for may need this very core.
+ * Spinning: a thread that slept comes back some 15 us late where its processor had halted, and then
+ * it is the one that others wait for: with a shorter spin one sleep makes the team sleep at every
+ * barrier from there on. So the ceiling of a spin is about what a sleep costs, and all depends on
+ * giving up where it does not help, as on a shared processor, where the one waited for needs this
+ * very core. Each waiter keeps a budget of pauses for each gate: a wait that ended while spinning
+ * doubles it, one that had to sleep quarters it, down to a floor that is small beside a sleep. From
+ * the floor the ceiling is tried again after PROBE_FIRST sleeps, and each time that fails twice as
+ * many. A team larger than the processors it may use spins only the floor.
  *
  * Invariants:
  *  1. arrived and next_task are written with plain stores only by the last to arrive, while every
@@ -38,9 +41,10 @@
 #include "base/threads.h"
 
 enum {
-    SPIN_MAX_NS = 6000,
+    SPIN_MAX_NS = 20000,
     SPIN_FLOOR_NS = 400,
-    PROBE_EVERY = 16, /* sleeps from the floor between two tries of the ceiling */
+    PROBE_FIRST = 16, /* sleeps from the floor before the ceiling is tried again */
+    PROBE_LAST = 512,
     LINE_BYTES = 128,
 };
 
@@ -49,8 +53,9 @@ typedef struct gate {
 } gate;
 
 typedef struct spin {
-    uint32_t budget; /* pauses before sleeping */
-    uint32_t sleeps; /* from the floor, since the last probe */
+    uint32_t budget;      /* pauses before sleeping */
+    uint32_t until_probe; /* sleeps */
+    uint32_t probe_gap;
 } spin;
 
 typedef struct worker {
@@ -131,20 +136,34 @@ static void gate_sleep(gate *g, uint32_t generation)
     }
 }
 
+static void spin_helped(const pllm_threads *threads, spin *s)
+{
+    s->budget = s->budget * 2 < threads->spin_max ? s->budget * 2 : threads->spin_max;
+    s->probe_gap = PROBE_FIRST;
+}
+
+static void spin_failed(const pllm_threads *threads, spin *s)
+{
+    s->budget /= 4;
+    if (s->budget > threads->spin_floor) return;
+    s->budget = threads->spin_floor;
+    if (s->until_probe-- > 0) return;
+    s->budget = threads->spin_max;
+    s->until_probe = s->probe_gap;
+    if (s->probe_gap < PROBE_LAST) s->probe_gap *= 2;
+}
+
 static void gate_wait(const pllm_threads *threads, gate *g, uint32_t generation, spin *s)
 {
     for (uint32_t i = 0; i < s->budget; i++) {
         if (gate_passed(g, generation)) {
-            s->budget = s->budget * 2 < threads->spin_max ? s->budget * 2 : threads->spin_max;
+            /* One that was open at once says nothing about spinning. */
+            if (i > 0) spin_helped(threads, s);
             return;
         }
         cpu_pause();
     }
-    s->budget /= 2;
-    if (s->budget <= threads->spin_floor) {
-        s->budget = threads->spin_floor;
-        if (++s->sleeps % PROBE_EVERY == 0) s->budget = threads->spin_max;
-    }
+    spin_failed(threads, s);
     gate_sleep(g, generation);
 }
 
@@ -312,7 +331,7 @@ int pllm_threads_open(const pllm_context *context, uint32_t thread_count,
         worker *w = &threads->workers[i];
         w->threads = threads;
         w->index = i;
-        w->at_start.budget = w->at_barrier.budget = threads->spin_max;
+        w->at_start = w->at_barrier = (spin){threads->spin_max, PROBE_FIRST, PROBE_FIRST};
     }
     int status = start_workers(threads);
     if (status < 0) {
