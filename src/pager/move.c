@@ -120,8 +120,7 @@ void pllm_pager_evict_clean(pllm_pager *pager, uint32_t page)
     assert(!pager->pins[page] && !(pager->flags[page] & (PAGE_FLIGHT | PAGE_DIRTY)));
     pllm_policy_leave(&pager->policy, page, 1);
     if (pager->flags[page] & PAGE_PREFETCHED) pager->stats.prefetch_wasted++;
-    page_not_ahead(pager, page);
-    pager->flags[page] &= ~(uint32_t)(PAGE_PREFETCHED | PAGE_HINTED);
+    page_not_awaited(pager, page);
     pllm_pager_frame_drop(pager, page);
     pager->stats.evictions++;
 }
@@ -173,7 +172,7 @@ static uint32_t parked_victim(pllm_pager *pager)
             (void)pllm_pager_evict_write(pager, page);
             continue;
         }
-        uint32_t distance = page_distance(pager, page);
+        uint32_t distance = pager->flags[page] & PAGE_HINTED ? 0 : page_distance(pager, page);
         if (best == PLLM_NONE || distance > best_distance) best = page, best_distance = distance;
     }
     return best;
@@ -333,9 +332,8 @@ int pllm_pager_flight_cancel(pllm_pager *pager, uint32_t page)
     int loading = (pager->flags[page] & PAGE_LOADING) != 0;
     flight_end(pager, page);
     if (loading) {
-        page_not_ahead(pager, page);
         if (pager->flags[page] & PAGE_PREFETCHED) pager->stats.prefetch_wasted++;
-        pager->flags[page] &= ~(uint32_t)(PAGE_PREFETCHED | PAGE_HINTED);
+        page_not_awaited(pager, page);
         pllm_pager_frame_drop(pager, page);
     } else if ((pager->flags[page] & (PAGE_SEALED | PAGE_FREEING)) == PAGE_SEALED) {
         pager->flags[page] |= PAGE_QUEUED;
@@ -359,8 +357,7 @@ static void load_over(pllm_pager *pager, uint32_t page, int state)
         note_failure(&pager->load_failure, state);
     }
     if (*flags & PAGE_PREFETCHED) pager->stats.prefetch_wasted++;
-    page_not_ahead(pager, page);
-    *flags &= ~(uint32_t)(PAGE_PREFETCHED | PAGE_HINTED);
+    page_not_awaited(pager, page);
     pllm_pager_frame_drop(pager, page);
 }
 
@@ -369,7 +366,8 @@ static void write_over(pllm_pager *pager, uint32_t page, int state, int demanded
     if (state > 0) {
         pager->flags[page] &= ~(uint32_t)PAGE_DIRTY;
         if (!demanded) pager->stats.written_behind++;
-        if (!pager->pins[page]) pllm_policy_offer(&pager->policy, page);
+        if (!pager->pins[page] && !(pager->flags[page] & (PAGE_AHEAD | PAGE_HINTED)))
+            pllm_policy_offer(&pager->policy, page);
         return;
     }
     /* Still dirty. Not queued again: a dead disk would be asked for ever. A search for victims
@@ -384,10 +382,7 @@ static void flight_over(pllm_pager *pager, uint32_t page, int state)
     int demanded = (pager->flags[page] & PAGE_DEMANDED) != 0;
     flight_end(pager, page);
     if (pager->flags[page] & PAGE_FREEING) {
-        if (loading) { /* never arrived: the policy does not know it */
-            page_not_ahead(pager, page);
-            pllm_pager_frame_drop(pager, page);
-        }
+        if (loading) pllm_pager_frame_drop(pager, page); /* the policy never knew it */
         pllm_pager_page_release(pager, page);
     } else if (loading) {
         load_over(pager, page, state);

@@ -12,7 +12,7 @@
  *  5. a pinned page is resident, and not freed;
  *  6. the policy knows exactly the resident pages; a parked page is pinned, in flight, dirty, read
  *     ahead, hinted or in the window (so no page is forgotten that could go);
- *  7. read-ahead pages are counted, and parked or loading (prefetch.c);
+ *  7. read-ahead and hinted pages are counted, and parked or loading (prefetch.c);
  *  8. the queue of unwritten pages holds exactly the sealed dirty ones that are not in flight and
  *     whose last write did not fail.
  * Threads: one caller at a time. */
@@ -174,8 +174,8 @@ int pllm_pager_page_new(pllm_pager *pager, pllm_page stream_after, uint32_t rank
 void pllm_pager_page_release(pllm_pager *pager, uint32_t page)
 {
     if (pager->flags[page] & PAGE_QUEUED) pllm_pager_list_remove(pager, &pager->unwritten, page);
-    page_not_ahead(pager, page);
     if (pager->flags[page] & PAGE_PREFETCHED) pager->stats.prefetch_wasted++;
+    page_not_awaited(pager, page);
     if (pager->frame[page] != PLLM_NONE) {
         pllm_policy_leave(&pager->policy, page, 0);
         pllm_pager_frame_drop(pager, page);
@@ -234,7 +234,7 @@ void pllm_pager_hint(pllm_pager *pager, const pllm_page *pages, uint32_t page_co
         pllm_policy_set_class(&pager->policy, page, classes[hint]);
         if (hint != PLLM_DONT_NEED) continue;
         page_not_ahead(pager, page);
-        pager->flags[page] &= ~(uint32_t)PAGE_HINTED;
+        page_not_hinted(pager, page);
         if (!pager->pins[page] && !(pager->flags[page] & PAGE_FLIGHT))
             pllm_policy_offer(&pager->policy, page);
     }
@@ -421,7 +421,7 @@ static void check_page(const pllm_pager *pager, uint32_t page)
         !(flags & (PAGE_FLIGHT | PAGE_DIRTY | PAGE_AHEAD | PAGE_HINTED)) &&
         !page_in_window(pager, page))
         broken(pager, 6, page);
-    if ((flags & PAGE_AHEAD) && !(flags & PAGE_LOADING) &&
+    if ((flags & (PAGE_AHEAD | PAGE_HINTED)) && !(flags & PAGE_LOADING) &&
         pager->policy.place[page] != PLLM_POLICY_PARKED)
         broken(pager, 7, page);
     if (flags & (PAGE_FRESH | PAGE_MISSED)) broken(pager, 5, page);
@@ -458,7 +458,7 @@ static void check_unique(const pllm_pager *pager, const uint32_t *values, uint32
 void pllm_pager_check(const pllm_pager *pager)
 {
     uint32_t framed = 0, on_host = 0, on_disk = 0, flying = 0, writing = 0, queued = 0;
-    uint32_t ahead = 0, pinned = 0, pages = 0;
+    uint32_t ahead = 0, hinted = 0, pinned = 0, pages = 0;
     for (uint32_t page = 0; page < pager->page_max; page++) {
         uint32_t flags = pager->flags[page];
         check_page(pager, page);
@@ -469,6 +469,7 @@ void pllm_pager_check(const pllm_pager *pager)
         writing += (flags & PAGE_WRITING) != 0;
         queued += (flags & PAGE_QUEUED) != 0;
         ahead += (flags & PAGE_AHEAD) != 0;
+        hinted += (flags & PAGE_HINTED) != 0;
         pinned += pager->pins[page] > 0;
         pages += (flags & (PAGE_LIVE | PAGE_FREEING)) != 0;
     }
@@ -482,7 +483,8 @@ void pllm_pager_check(const pllm_pager *pager)
     check_list(pager, &pager->flight, PAGE_FLIGHT, flying, 3);
     if (writing != pager->writing) broken(pager, 3, PLLM_NONE);
     if (pinned != pager->pinned || pages != pager->pages) broken(pager, 5, PLLM_NONE);
-    if (ahead != pager->ahead_count || pager->window > pager->order_count)
+    if (ahead != pager->ahead_count || hinted != pager->hinted_count ||
+        pager->window > pager->order_count)
         broken(pager, 7, PLLM_NONE);
     check_list(pager, &pager->unwritten, PAGE_QUEUED, queued, 8);
     pllm_policy_check(&pager->policy);

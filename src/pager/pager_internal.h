@@ -29,6 +29,7 @@ enum {                           /* bits of flags[page] */
        PAGE_LOST_IO = 1 << 14,   /* its only copy could not be read */
        PAGE_LOST_CORRUPT = 1 << 15,
        PAGE_DEMANDED = 1 << 16, /* its transfer runs with the priority of demand */
+       PAGE_LATE = 1 << 17,     /* was not resident when a try_pin looked; not pinned since */
        PAGE_LOST = PAGE_LOST_IO | PAGE_LOST_CORRUPT,
        PAGE_FLIGHT = PAGE_LOADING | PAGE_WRITING,
 };
@@ -78,7 +79,7 @@ struct pllm_pager {
     uint32_t *order;
     uint32_t order_count, order_room, cursor, window;
     uint32_t behind_run, last_position;
-    uint32_t ahead_count;
+    uint32_t ahead_count, hinted_count;
 
     uint32_t *record; /* 2 * record_max: every access is written twice, so that the last
                          record_max are contiguous */
@@ -148,6 +149,22 @@ static inline void page_not_ahead(pllm_pager *pager, uint32_t page)
         pager->flags[page] &= ~(uint32_t)PAGE_AHEAD;
         pager->ahead_count--;
     }
+}
+
+static inline void page_not_hinted(pllm_pager *pager, uint32_t page)
+{
+    if (pager->flags[page] & PAGE_HINTED) {
+        pager->flags[page] &= ~(uint32_t)PAGE_HINTED;
+        pager->hinted_count--;
+    }
+}
+
+/* The page goes, or is used: it is not waited for any more. */
+static inline void page_not_awaited(pllm_pager *pager, uint32_t page)
+{
+    page_not_ahead(pager, page);
+    page_not_hinted(pager, page);
+    pager->flags[page] &= ~(uint32_t)PAGE_PREFETCHED;
 }
 
 #endif

@@ -24,10 +24,9 @@ static inline void page_used(pllm_pager *pager, uint32_t page)
 {
     uint32_t *flags = &pager->flags[page];
     pllm_policy_access(&pager->policy, page);
-    if (*flags & (PAGE_PREFETCHED | PAGE_HINTED)) {
+    if (*flags & (PAGE_PREFETCHED | PAGE_AHEAD | PAGE_HINTED)) {
         pager->stats.prefetch_used += (*flags & PAGE_PREFETCHED) != 0;
-        page_not_ahead(pager, page);
-        *flags &= ~(uint32_t)(PAGE_PREFETCHED | PAGE_HINTED);
+        page_not_awaited(pager, page);
     }
     uint32_t distance = page_distance(pager, page);
     if (distance == 0) { /* what a scan does */
@@ -177,15 +176,15 @@ static void page_written(pllm_pager *pager, uint32_t page, pllm_pin_mode mode)
 
 /* Every page is ready: views and counts. */
 static void pin_commit(pllm_pager *pager, const pllm_page *pages, uint32_t page_count,
-                       pllm_pin_mode mode, int some_missed, void **views)
+                       pllm_pin_mode mode, void **views)
 {
     uint32_t missed = 0;
     for (uint32_t i = 0; i < page_count; i++) {
         uint32_t page = pages[i];
         if (mode != PLLM_PIN_READ) page_written(pager, page, mode);
         page_used(pager, page);
-        if (some_missed && (pager->flags[page] & PAGE_MISSED)) {
-            pager->flags[page] &= ~(uint32_t)PAGE_MISSED;
+        if (pager->flags[page] & (PAGE_MISSED | PAGE_LATE)) {
+            pager->flags[page] &= ~(uint32_t)(PAGE_MISSED | PAGE_LATE);
             missed++;
         }
         if (views) views[i] = pllm_tiers_frame_view(pager->tiers, pager->frame[page]);
@@ -220,24 +219,28 @@ int pllm_pager_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_coun
             return status;
         }
     }
-    pin_commit(pager, pages, page_count, mode, missing > 0, views);
+    pin_commit(pager, pages, page_count, mode, views);
     advance_some(pager);
     return PLLM_OK;
 }
 
-/* Starts or speeds up the loads of pages that try_pin missed, as far as it goes at once. */
+/* Starts or speeds up the loads of pages that try_pin missed, as far as it goes at once. The whole
+ * group is kept from now on until it is used: its caller comes back for all of it, maybe after
+ * later pages of a scan. */
 static int try_fetch(pllm_pager *pager, const pllm_page *pages, uint32_t page_count)
 {
+    int status = PLLM_OK;
     pllm_pager_begin(pager);
     for (uint32_t i = 0; i < page_count; i++) {
-        int loading = pager->flags[pages[i]] & (PAGE_FLIGHT | PAGE_PREFETCHED);
-        int resident = page_is_resident(pager, pages[i]);
-        int status = page_issue(pager, pages[i], PLLM_PIN_READ);
-        if (status == PLLM_ENODEVMEM || status == PLLM_EBUSY) break;
-        if (status < 0) return status;
-        if (!resident && !loading) pager->flags[pages[i]] |= PAGE_HINTED; /* kept until used */
+        uint32_t page = pages[i], *flags = &pager->flags[page];
+        if (!page_is_resident(pager, page)) *flags |= PAGE_LATE;
+        if (status == PLLM_OK) status = page_issue(pager, page, PLLM_PIN_READ);
+        if (pager->frame[page] == PLLM_NONE || (*flags & PAGE_HINTED)) continue;
+        *flags |= PAGE_HINTED;
+        pager->hinted_count++;
+        if (!(*flags & PAGE_LOADING)) pllm_policy_park(&pager->policy, page);
     }
-    return PLLM_OK;
+    return status == PLLM_ENODEVMEM || status == PLLM_EBUSY ? PLLM_OK : status;
 }
 
 int pllm_pager_try_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_count, void **views)
@@ -254,7 +257,7 @@ int pllm_pager_try_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_
         pllm_pager_hinted_trim(pager);
         return status < 0 ? status : 0;
     }
-    pin_commit(pager, pages, page_count, PLLM_PIN_READ, missing > 0, views);
+    pin_commit(pager, pages, page_count, PLLM_PIN_READ, views);
     advance_some(pager);
     return 1;
 }

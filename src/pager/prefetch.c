@@ -18,8 +18,9 @@
 #include "pager/pager_internal.h"
 
 enum {
-    SKIP_MAX = 64,  /* a jump over at most so many pages ahead is a skip */
-    BEHIND_RUN = 8, /* so many pages in order, behind the cursor: the scan has gone back */
+    SKIP_MAX = 64,   /* a jump over at most so many pages ahead is a skip */
+    BEHIND_RUN = 32, /* so many pages in order, far behind the cursor: the scan has gone back */
+    NEAR_PART = 8,   /* far is more than an eighth of the order */
     TOP_UP_PART = 8,
     HINTED_PART = 4, /* at most a quarter of the frames wait for hinted uses */
 };
@@ -55,13 +56,14 @@ static void cursor_skip(pllm_pager *pager, uint32_t count)
         pager->window -= pager->window > 0;
         if (page == PLLM_NONE) continue;
         page_not_ahead(pager, page);
-        if (!pager->pins[page] && !(pager->flags[page] & PAGE_FLIGHT))
+        if (!pager->pins[page] && !(pager->flags[page] & (PAGE_FLIGHT | PAGE_HINTED)))
             pllm_policy_offer(&pager->policy, page);
     }
 }
 
-/* A page of the scan is used that is not the one at the cursor. Reuse of pages just behind the
- * cursor says nothing; a run of them says that the reader went back. */
+/* A page of the scan is used that is not the one at the cursor. Use of pages behind the cursor says
+ * little: a reader takes what is there first and comes back for the rest. A run of them far behind
+ * says that it went back for good. */
 void pllm_pager_scan_seen(pllm_pager *pager, uint32_t page, uint32_t distance)
 {
     uint32_t position = pager->position[page], count = pager->order_count;
@@ -73,7 +75,8 @@ void pllm_pager_scan_seen(pllm_pager *pager, uint32_t page, uint32_t distance)
     } else if (distance <= count / 2) {
         cursor_jump(pager, position);
     } else {
-        pager->behind_run = in_order ? pager->behind_run + 1 : 0;
+        int far = count - distance > count / NEAR_PART;
+        pager->behind_run = in_order && far ? pager->behind_run + 1 : 0;
         if (pager->behind_run >= BEHIND_RUN) cursor_jump(pager, position);
     }
 }
@@ -132,6 +135,7 @@ static int load_ahead(pllm_pager *pager, uint32_t page, uint32_t flag)
     }
     pager->flags[page] |= PAGE_PREFETCHED | flag;
     pager->ahead_count += flag == PAGE_AHEAD;
+    pager->hinted_count += flag == PAGE_HINTED;
     pager->stats.prefetched++;
     return PLLM_OK;
 }
@@ -148,7 +152,8 @@ static void claim(pllm_pager *pager, uint32_t page)
 {
     uint32_t *flags = &pager->flags[page];
     if (!(*flags & (PAGE_PREFETCHED | PAGE_HINTED)) || (*flags & PAGE_AHEAD)) return;
-    *flags = (*flags & ~(uint32_t)PAGE_HINTED) | PAGE_AHEAD;
+    page_not_hinted(pager, page);
+    *flags |= PAGE_AHEAD;
     pager->ahead_count++;
     if (!(*flags & PAGE_LOADING)) pllm_policy_park(&pager->policy, page);
 }
@@ -185,11 +190,13 @@ void pllm_pager_load_hinted(pllm_pager *pager, uint32_t page)
 void pllm_pager_hinted_trim(pllm_pager *pager)
 {
     uint32_t limit = pager->frame_limit / HINTED_PART + 1, kept = 0, next;
+    if (pager->hinted_count <= limit) return;
     uint32_t page = pllm_policy_parked_next(&pager->policy, PLLM_NONE);
     for (; page != PLLM_NONE; page = next) { /* newest first */
         next = pllm_policy_parked_next(&pager->policy, page);
         if (!(pager->flags[page] & PAGE_HINTED) || pager->pins[page] || ++kept <= limit) continue;
-        pager->flags[page] &= ~(uint32_t)PAGE_HINTED;
-        if (!(pager->flags[page] & PAGE_FLIGHT)) pllm_policy_offer(&pager->policy, page);
+        page_not_hinted(pager, page);
+        if (!(pager->flags[page] & (PAGE_FLIGHT | PAGE_AHEAD)))
+            pllm_policy_offer(&pager->policy, page);
     }
 }

@@ -283,6 +283,76 @@ static void a_cyclic_scan_keeps_a_fixed_share(void **state)
     assert_true(result.misses <= 1);
 }
 
+/* A reader that takes the chunks that are there, comes back for the rest, and waits only for one:
+ * no page may go between the look that missed it and its use. */
+static void reading_in_waves_loads_each_page_once(void **state)
+{
+    (void)state;
+    enum { LAYERS = 6, CHUNKS = 10, CHUNK = 4, BLOCKS = CHUNKS * CHUNK, N = LAYERS * BLOCKS };
+    pllm_device *device;
+    pllm_host_device_options slow = {
+        .struct_bytes = sizeof slow, .link_bytes_per_second = 500e6, .link_latency_ns = 20000};
+    assert_int_equal(pllm_device_open_host(NULL, &slow, &device), PLLM_OK);
+    for (int kind = 0; kind < PLLM_POLICY_COUNT; kind++) {
+        pager_rig rig;
+        pager_rig_options options = {
+            .device = device,
+            .frames = 48,
+            .host_slots = N,
+            .pager = {.page_max = N,
+                      .policy = (pllm_policy_kind)kind,
+                      .prefetch = PLLM_PREFETCH_SEQUENTIAL},
+        };
+        assert_int_equal(pager_rig_open(NULL, &options, &rig), PLLM_OK);
+        static pllm_page pages[N];
+        for (uint32_t i = 0; i < N; i++)
+            assert_int_equal(pager_rig_page(&rig, i % BLOCKS ? pages[i - 1] : PLLM_NONE,
+                                            i % BLOCKS * LAYERS + i / BLOCKS, &pages[i]),
+                             PLLM_OK);
+        assert_int_equal(pllm_pager_scan(rig.pager, pages, N), PLLM_OK);
+        uint64_t before = 0;
+        pllm_pager_stats stats = {0};
+        for (uint32_t step = 0; step < 9; step++) {
+            for (uint32_t layer = 0; layer < LAYERS; layer++) {
+                const pllm_page *first = pages + layer * BLOCKS;
+                uint32_t taken[CHUNKS] = {0}, left = CHUNKS;
+                while (left) {
+                    pllm_page held[BLOCKS];
+                    void *views[CHUNK];
+                    uint32_t held_count = 0, missed = 0;
+                    for (uint32_t must = 0; must < 2 && !held_count; must++)
+                        for (uint32_t c = 0; c < CHUNKS && missed < 3 + must; c++) {
+                            if (taken[c]) continue;
+                            const pllm_page *chunk = first + c * CHUNK;
+                            int got = must && !held_count
+                                          ? pllm_pager_pin(rig.pager, chunk, CHUNK, PLLM_PIN_READ,
+                                                           views) == PLLM_OK
+                                          : pllm_pager_try_pin(rig.pager, chunk, CHUNK, views);
+                            assert_true(got >= 0 && (!must || held_count || got));
+                            missed += !got;
+                            if (!got) continue;
+                            for (uint32_t i = 0; i < CHUNK; i++)
+                                assert_true(pager_rig_matches(views[i], BYTES, chunk[i], 0));
+                            memcpy(held + held_count, chunk, CHUNK * sizeof *chunk);
+                            held_count += CHUNK;
+                            taken[c] = 1;
+                            left--;
+                        }
+                    pllm_pager_unpin(rig.pager, held, held_count);
+                    pllm_pager_check(rig.pager);
+                }
+            }
+            stats = stats_of(&rig);
+            if (step == 2) before = stats.transfers.pages[PLLM_AT_HOST][PLLM_AT_DEVICE];
+        }
+        double loads = (double)(stats.transfers.pages[PLLM_AT_HOST][PLLM_AT_DEVICE] - before) / 6;
+        /* Static keeps frames less window less pins; the others load every page, once. */
+        assert_true(loads <= (kind == PLLM_POLICY_STATIC ? N - (48 - 16 - 20) : N + 2));
+        pager_rig_close(&rig);
+    }
+    pllm_device_close(device);
+}
+
 static void a_growing_scan_does_not_thrash(void **state)
 {
     (void)state;
@@ -487,6 +557,7 @@ int main(void)
         cmocka_unit_test(try_pin_brings_pages_without_waiting),
         cmocka_unit_test(without_room_for_homes_the_limit_is_named),
         cmocka_unit_test(a_cyclic_scan_keeps_a_fixed_share),
+        cmocka_unit_test(reading_in_waves_loads_each_page_once),
         cmocka_unit_test(a_growing_scan_does_not_thrash),
         cmocka_unit_test(turning_away_frees_what_was_read_ahead),
         cmocka_unit_test(sealed_pages_are_written_under_pressure_only),
