@@ -450,3 +450,51 @@ int pllm_config_from_gguf(const pllm_gguf *gguf, pllm_model_shape *shape)
     if ((status = gguf_tokens(gguf, shape)) < 0) return status;
     return check_shape(gguf->file, shape);
 }
+
+/* Llama 3's divisor of one frequency (the rule of its published inference code): 1 for waves that
+ * fit the original context high_freq_factor times, factor for those that fit it less than
+ * low_freq_factor times, in between the harmonic blend. */
+static double llama3_divisor(const pllm_model_shape *shape, uint32_t pair)
+{
+    double frequency = pow((double)shape->rope.base, -2.0 * pair / shape->rope.dims);
+    double turns = shape->rope.original_context * frequency / (2 * M_PI);
+    double low = (double)shape->rope.low_freq_factor, high = (double)shape->rope.high_freq_factor;
+    if (turns > high) return 1;
+    if (turns < low) return (double)shape->rope.factor;
+    double smooth = (turns - low) / (high - low);
+    return 1 / ((1 - smooth) / (double)shape->rope.factor + smooth);
+}
+
+int pllm_config_rope_factors(const char *file, const pllm_tensor_view *factors,
+                             pllm_model_shape *shape)
+{
+    uint32_t pairs = shape->rope.dims / 2;
+    if (factors->dtype != PLLM_F32 || factors->rank != 1 || factors->shape[0] != pairs)
+        return pllm_fail(PLLM_ECORRUPT, 0, "%s: tensor %s is not %u numbers in F32", file,
+                         factors->name, pairs);
+    const float *values = factors->data;
+    float least = values[0], most = values[0];
+    for (uint32_t i = 1; i < pairs; i++) {
+        least = fminf(least, values[i]);
+        most = fmaxf(most, values[i]);
+    }
+    if (least == 1.0f && most == 1.0f) return PLLM_OK;
+    pllm_model_shape guess = *shape; /* every published llama 3 has these three */
+    guess.rope.kind = PLLM_ROPE_LLAMA3;
+    guess.rope.factor = most;
+    guess.rope.low_freq_factor = 1;
+    guess.rope.high_freq_factor = 4;
+    guess.rope.original_context = 8192;
+    int fits = shape->rope.kind == PLLM_ROPE_DEFAULT && isfinite(most) && most > 1;
+    for (uint32_t i = 0; fits && i < pairs; i++) {
+        double wanted = llama3_divisor(&guess, i);
+        fits = fabs((double)values[i] - wanted) <= 1e-3 * wanted;
+    }
+    if (!fits)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "%s: tensor %s scales the rotary frequencies in a way that is not "
+                         "supported; Llama 3's is",
+                         file, factors->name);
+    *shape = guess;
+    return PLLM_OK;
+}

@@ -12,4 +12,10 @@ int pllm_config_parse(const pllm_context *context, const char *file, const void 
 /* The same from GGUF metadata. vocab_size may stay 0: the embedding's rows then decide. */
 int pllm_config_from_gguf(const pllm_gguf *gguf, pllm_model_shape *shape);
 
+/* The divisors of the rotary frequencies that a GGUF file carries instead of naming a rope kind:
+ * dims/2 numbers. Llama 3's (of which only the result is stored) are recognised and become
+ * PLLM_ROPE_LLAMA3; all ones change nothing. Errors: EUNSUPPORTED (others), ECORRUPT. */
+int pllm_config_rope_factors(const char *file, const pllm_tensor_view *factors,
+                             pllm_model_shape *shape);
+
 #endif

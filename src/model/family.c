@@ -21,6 +21,7 @@ static const pllm_family families[] = {
                  .gate = "blk.%u.ffn_gate.weight",
                  .up = "blk.%u.ffn_up.weight",
                  .down = "blk.%u.ffn_down.weight",
+                 .rope_factors = "rope_freqs.weight",
                  .rope_interleaved = 1},
         .safetensors = {.embedding = "model.embed_tokens.weight",
                         .output_norm = "model.norm.weight",

@@ -35,7 +35,8 @@ enum { /* pllm_family.biases */
 typedef struct pllm_tensor_names {
     const char *embedding, *output_norm, *output;
     const char *attention_norm, *q, *k, *v, *o, *ffn_norm, *gate, *up, *down;
-    int rope_interleaved; /* q and k rows lie in adjacent pairs */
+    const char *rope_factors; /* an optional tensor that divides the frequencies; NULL: none */
+    int rope_interleaved;     /* q and k rows lie in adjacent pairs */
 } pllm_tensor_names;
 
 typedef struct pllm_family {

@@ -157,6 +157,11 @@ static int bind_layer(pllm_model *model, const pllm_tensor_names *names, uint32_
     return PLLM_OK;
 }
 
+static const pllm_tensor_names *names_of(const pllm_model *model)
+{
+    return model->is_gguf ? &model->shape.family->gguf : &model->shape.family->safetensors;
+}
+
 static uint64_t bound_count(const pllm_model *model)
 {
     return (uint64_t)model->shape.layer_count * 9 + 2 + !model->shape.tied_output;
@@ -186,10 +191,11 @@ static int ends_with(const char *text, const char *end)
 
 static int check_stranger(const pllm_model *model, const pllm_tensor_view *tensor)
 {
-    const pllm_tensor_names *names = &model->shape.family->safetensors;
+    const pllm_tensor_names *names = names_of(model);
     char shown[80];
     if (is_bound(model, tensor) || ends_with(tensor->name, ".rotary_emb.inv_freq")) return PLLM_OK;
     if (model->shape.tied_output && strcmp(tensor->name, names->output) == 0) return PLLM_OK;
+    if (names->rope_factors && strcmp(tensor->name, names->rope_factors) == 0) return PLLM_OK;
     return pllm_fail(PLLM_EUNSUPPORTED, 0,
                      "%s: carries tensor %s, which the %s family as known here does not use; "
                      "leaving it out would give wrong results",
@@ -253,8 +259,7 @@ static void take_fingerprint(pllm_model *model)
 static int bind_all(pllm_model *model)
 {
     pllm_model_shape *shape = &model->shape;
-    const pllm_tensor_names *names =
-        model->is_gguf ? &shape->family->gguf : &shape->family->safetensors;
+    const pllm_tensor_names *names = names_of(model);
     if (model->is_gguf) {
         const pllm_tensor_view *embedding = find_tensor(model, names->embedding);
         if (embedding && shape->vocab_size == 0 && embedding->shape[0] < (1u << 24))
@@ -277,6 +282,10 @@ static int bind_all(pllm_model *model)
         status = bind_named(model, names->output, shape->vocab_size, shape->width, &model->output);
     if (status < 0) return status;
     status = check_strangers(model);
+    if (status < 0) return status;
+    const pllm_tensor_view *factors =
+        names->rope_factors ? find_tensor(model, names->rope_factors) : NULL;
+    if (factors) status = pllm_config_rope_factors(model->path, factors, shape);
     if (status < 0) return status;
     take_fingerprint(model);
     return PLLM_OK;

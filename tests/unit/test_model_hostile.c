@@ -1,6 +1,7 @@
 /* Goal: a wrong model file gets one sentence that names the file and the point, with the right
  * status, and no byte outside it is read (run under the address sanitizer).
  * Method: a right file, wrong in one place; every prefix of it; random bytes changed. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -485,6 +486,50 @@ static void test_config_wrong(void **state)
                       cases[i].point);
 }
 
+/* GGUF stores only what Llama 3's rope rule gives; it is known again by its numbers. */
+static void test_rope_factors(void **state)
+{
+    (void)state;
+    enum { PAIRS = 64 };
+    pllm_model_shape shape;
+    float values[PAIRS];
+    pllm_tensor_view view = {.name = "rope_freqs.weight",
+                             .rank = 1,
+                             .shape = {PAIRS, 1, 1, 1},
+                             .data = values,
+                             .bytes = sizeof values};
+    for (uint32_t kind = 0; kind < 4; kind++) {
+        assert_int_equal(parse_config("{" SIZES ",\"head_dim\":128,\"rope_theta\":5e5}", &shape),
+                         PLLM_OK);
+        for (uint32_t i = 0; i < PAIRS; i++) { /* as a converter computes it, in wave lengths */
+            double wave = 2 * 3.14159265358979 * pow(5e5, 2.0 * i / 128);
+            double smooth = (8192 / wave - 1) / 3;
+            double blend = 1 / ((1 - smooth) / 32 + smooth);
+            values[i] = (float)(wave < 8192 / 4.0 ? 1 : wave > 8192 ? 32 : blend);
+            if (kind == 1) values[i] = 1;
+            if (kind == 2 && i == 40) values[i] *= 1.1f;
+        }
+        view.shape[0] = kind == 3 ? 63 : PAIRS;
+        int status = pllm_config_rope_factors("f.gguf", &view, &shape);
+        if (kind == 2)
+            check_failure(status, PLLM_EUNSUPPORTED, "f.gguf", "rope_freqs.weight");
+        else if (kind == 3)
+            check_failure(status, PLLM_ECORRUPT, "f.gguf", "64 numbers");
+        else
+            assert_int_equal(status, PLLM_OK);
+        assert_int_equal(shape.rope.kind, kind == 0 ? PLLM_ROPE_LLAMA3 : PLLM_ROPE_DEFAULT);
+        if (kind == 0)
+            assert_true(shape.rope.factor == 32.0f && shape.rope.original_context == 8192);
+    }
+    gguf_builder ones = {0}, wrong = {0};
+    gguf_builder_tiny(&wrong);
+    gguf_builder_tensor(&wrong, "rope_freqs.weight", 1, 8, 1, 0); /* the builder's own bytes */
+    check_failure(open_tiny(&wrong), PLLM_EUNSUPPORTED, "tiny.gguf", "rope_freqs.weight");
+    gguf_builder_tiny(&ones);
+    gguf_builder_tensor(&ones, "rope_freqs.weight", 1, 7, 1, 0);
+    check_failure(open_tiny(&ones), PLLM_ECORRUPT, "tiny.gguf", "8 numbers");
+}
+
 /* ---- files and folders ---- */
 
 static void write_file(const char *folder, const char *name, const void *data, size_t bytes)
@@ -558,7 +603,8 @@ int main(void)
         cmocka_unit_test(test_shapes),        cmocka_unit_test(test_every_prefix),
         cmocka_unit_test(test_random_damage), cmocka_unit_test(test_absurd_counts),
         cmocka_unit_test(test_safetensors),   cmocka_unit_test(test_config_right),
-        cmocka_unit_test(test_config_wrong),  cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_config_wrong),  cmocka_unit_test(test_rope_factors),
+        cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
