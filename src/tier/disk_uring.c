@@ -109,6 +109,8 @@ static void uring_close(pllm_disk *base)
     pllm_disk_completion completions[DEPTH];
     while (disk->in_flight)
         if (uring_poll(base, completions, DEPTH, 1000000000u) < 0) break;
+    /* The kernel tears rings down later, on its own time; the locked memory should be free now. */
+    if (base->registered) (void)io_uring_unregister_buffers(&disk->ring);
     io_uring_queue_exit(&disk->ring);
     close(disk->fd);
     pllm_free(base->context, disk);

@@ -25,7 +25,8 @@ enum {
     EXTENT_BYTES = 1 << 20,
     HOST_ONCE_BYTES = 64 << 20, /* a host limit up to this is allocated at once */
     HOST_SLAB_BYTES = 16 << 20,
-    STAGING_COUNT = 6,
+    STAGING_BYTES = 6 << 20, /* see staging_choose */
+    STAGING_PAGES_MIN = 4,
     CHUNKS_WANTED = 16, /* a limit should be at least this many chunks */
 };
 
@@ -370,12 +371,20 @@ static int host_open(pllm_tiers *tiers, uint64_t host_bytes)
     return tiers->host_max && host_bytes <= HOST_ONCE_BYTES ? host_grow(tiers) : PLLM_OK;
 }
 
+/* By default 6 MiB: enough to keep a disk busy, and registering it stays under the usual memlock
+ * limit of 8 MiB, against which the kernel counts whole huge pages and the rings too. */
+static uint32_t staging_choose(const pllm_tiers *tiers, uint32_t staging_count)
+{
+    if (staging_count) return staging_count * tiers->extent_pages;
+    uint32_t pages = (uint32_t)(STAGING_BYTES / tiers->page_bytes);
+    return pages < STAGING_PAGES_MIN ? STAGING_PAGES_MIN : pages;
+}
+
 static int disk_open(pllm_tiers *tiers, const pllm_tiers_options *options)
 {
     uint64_t slot_count = options->disk_bytes / tiers->page_bytes;
     if (slot_count == 0) return PLLM_OK;
-    tiers->staging_pages =
-        (options->staging_count ? options->staging_count : STAGING_COUNT) * tiers->extent_pages;
+    tiers->staging_pages = staging_choose(tiers, options->staging_count);
     uint64_t bytes = tiers->staging_pages * tiers->page_bytes;
     int status = tiers->device->ops->host_alloc(tiers->device, bytes, (void **)&tiers->staging);
     if (status < 0) return status;

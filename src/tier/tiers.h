@@ -31,8 +31,8 @@ typedef struct pllm_tiers_options {
     pllm_disk_kind disk_kind;
     pllm_disk *disk; /* a backend to use instead (tests); taken over on success; NULL: open one */
     const char *member_name; /* of the budget; NULL: "frames" */
-    uint32_t staging_count;  /* extents between disk and device; 0: 6, which stays under the usual
-                                memlock limit of 8 MiB; none without a disk */
+    uint32_t staging_count;  /* extents between disk and device; 0: 6 MiB in all, which stays under
+                                the usual memlock limit; none without a disk */
 } pllm_tiers_options;
 
 /* Borrows device and budget. Errors: EINVAL, ENOMEM, ENODEVMEM, EDEVICE, EIO, ELIMIT. */
