@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/context.h"
+#include "base/log.h"
 
 static void *default_allocate(void *user, uint64_t bytes, uint64_t alignment)
 {
@@ -19,9 +20,10 @@ static void default_release(void *user, void *pointer)
 
 static void default_log(void *user, int level, const char *message)
 {
-    static const char *const names[] = {"error", "warning", "info", "debug"};
     (void)user;
-    fprintf(stderr, "pagedllm: %s: %s\n", names[level & 3], message);
+    char line[1200];
+    pllm_log_format(PLLM_LOG_TEXT, 0, level, message, line, sizeof line);
+    fputs(line, stderr);
 }
 
 static const pllm_context default_context = {

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <pthread.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "base/threads.h"
@@ -190,6 +191,28 @@ static void opening_fails_cleanly(void **state)
     }
 }
 
+/* A stack larger than the address space is what no system gives. */
+static void the_system_may_refuse_threads(void **state)
+{
+    (void)state;
+    pthread_attr_t before, huge;
+    pllm_threads *threads;
+    failing_context failing;
+    failing_context_init(&failing, FAILING_NEVER);
+    assert_int_equal(pthread_getattr_default_np(&before), 0);
+    assert_int_equal(pthread_attr_init(&huge), 0);
+    assert_int_equal(pthread_attr_setstacksize(&huge, (size_t)1 << 47), 0);
+    assert_int_equal(pthread_setattr_default_np(&huge), 0);
+    int status = pllm_threads_open(&failing.context, 3, &threads);
+    assert_int_equal(pthread_setattr_default_np(&before), 0);
+    pthread_attr_destroy(&huge);
+    pthread_attr_destroy(&before);
+    assert_int_equal(status, PLLM_ELIMIT);
+    assert_null(threads);
+    assert_non_null(strstr(pllm_last_error()->text, "only 1 of 3 threads"));
+    failing_context_check(&failing);
+}
+
 static void zero_means_what_is_available(void **state)
 {
     (void)state;
@@ -213,6 +236,7 @@ int main(void)
         cmocka_unit_test(no_tasks_and_huge_counts),
         cmocka_unit_test(shares_are_even_and_whole),
         cmocka_unit_test(opening_fails_cleanly),
+        cmocka_unit_test(the_system_may_refuse_threads),
         cmocka_unit_test(zero_means_what_is_available),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
