@@ -138,10 +138,12 @@ int pllm_pager_evict_write(pllm_pager *pager, uint32_t page)
     if (pager->failed_epoch[page] == pager->epoch) return PLLM_EIO;
     if (pager->writing >= writes_max(pager)) return 0;
     int status = pllm_pager_write_start(pager, page, PLLM_DEMAND);
-    if (status == PLLM_OK)
+    if (status == PLLM_OK) {
+        pager->flags[page] |= PAGE_LEAVING;
         pager->stats.evictions_dirty++;
-    else if (status != PLLM_EBUSY && !pager->write_failure.status)
+    } else if (status != PLLM_EBUSY && !pager->write_failure.status) {
         note_failure(&pager->write_failure, status == PLLM_ELIMIT ? fail_no_home(pager) : status);
+    }
     return status == PLLM_OK ? 1 : status == PLLM_EBUSY ? 0 : status;
 }
 
@@ -320,7 +322,7 @@ static void flight_end(pllm_pager *pager, uint32_t page)
     pager->ticket[page] = 0;
     pllm_pager_list_remove(pager, &pager->flight, page);
     pager->writing -= (pager->flags[page] & PAGE_WRITING) != 0;
-    pager->flags[page] &= ~(uint32_t)(PAGE_FLIGHT | PAGE_DEMANDED);
+    pager->flags[page] &= ~(uint32_t)(PAGE_FLIGHT | PAGE_DEMANDED | PAGE_LEAVING);
 }
 
 /* OK: the transfer has not started and never will; a load's frame is free again, a written page
@@ -361,12 +363,15 @@ static void load_over(pllm_pager *pager, uint32_t page, int state)
     pllm_pager_frame_drop(pager, page);
 }
 
-static void write_over(pllm_pager *pager, uint32_t page, int state, int demanded)
+static void write_over(pllm_pager *pager, uint32_t page, int state, uint32_t flags)
 {
     if (state > 0) {
         pager->flags[page] &= ~(uint32_t)PAGE_DIRTY;
-        if (!demanded) pager->stats.written_behind++;
-        if (!pager->pins[page] && !(pager->flags[page] & (PAGE_AHEAD | PAGE_HINTED)))
+        if (!(flags & PAGE_DEMANDED)) pager->stats.written_behind++;
+        if (pager->pins[page] || (pager->flags[page] & (PAGE_AHEAD | PAGE_HINTED))) return;
+        if (flags & PAGE_LEAVING)
+            pllm_policy_offer_first(&pager->policy, page);
+        else
             pllm_policy_offer(&pager->policy, page);
         return;
     }
@@ -378,8 +383,8 @@ static void write_over(pllm_pager *pager, uint32_t page, int state, int demanded
 
 static void flight_over(pllm_pager *pager, uint32_t page, int state)
 {
-    int loading = (pager->flags[page] & PAGE_LOADING) != 0;
-    int demanded = (pager->flags[page] & PAGE_DEMANDED) != 0;
+    uint32_t flags = pager->flags[page];
+    int loading = (flags & PAGE_LOADING) != 0;
     flight_end(pager, page);
     if (pager->flags[page] & PAGE_FREEING) {
         if (loading) pllm_pager_frame_drop(pager, page); /* the policy never knew it */
@@ -387,7 +392,7 @@ static void flight_over(pllm_pager *pager, uint32_t page, int state)
     } else if (loading) {
         load_over(pager, page, state);
     } else {
-        write_over(pager, page, state, demanded);
+        write_over(pager, page, state, flags);
     }
 }
 

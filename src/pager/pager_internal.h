@@ -30,6 +30,7 @@ enum {                           /* bits of flags[page] */
        PAGE_LOST_CORRUPT = 1 << 15,
        PAGE_DEMANDED = 1 << 16, /* its transfer runs with the priority of demand */
        PAGE_LATE = 1 << 17,     /* was not resident when a try_pin looked; not pinned since */
+       PAGE_LEAVING = 1 << 18,  /* was a victim; goes when it is written, unless used before */
        PAGE_LOST = PAGE_LOST_IO | PAGE_LOST_CORRUPT,
        PAGE_FLIGHT = PAGE_LOADING | PAGE_WRITING,
 };

@@ -24,6 +24,7 @@ static inline void page_used(pllm_pager *pager, uint32_t page)
 {
     uint32_t *flags = &pager->flags[page];
     pllm_policy_access(&pager->policy, page);
+    *flags &= ~(uint32_t)PAGE_LEAVING;
     if (*flags & (PAGE_PREFETCHED | PAGE_AHEAD | PAGE_HINTED)) {
         pager->stats.prefetch_used += (*flags & PAGE_PREFETCHED) != 0;
         page_not_awaited(pager, page);

@@ -202,6 +202,12 @@ void pllm_policy_forget(pllm_policy *policy, uint32_t page, uint32_t rank)
 void pllm_policy_touch(pllm_policy *policy, uint32_t page)
 {
     uint32_t list = policy->place[page];
+    if (list == PLLM_POLICY_DOOMED) {
+        if (policy->class[page] == PLLM_CLASS_DOOMED) return; /* a hint stands */
+        list_remove(policy, page);
+        page_insert(policy, page);
+        return;
+    }
     if (policy->next[policy->page_max + list] == page) return; /* is the newest */
     list_remove(policy, page);
     list_push(policy, list, page);
@@ -219,6 +225,13 @@ void pllm_policy_unpark(pllm_policy *policy, uint32_t page)
 {
     list_remove(policy, page);
     page_insert(policy, page);
+}
+
+void pllm_policy_offer_first(pllm_policy *policy, uint32_t page)
+{
+    if (policy->place[page] != PLLM_POLICY_PARKED) return;
+    list_remove(policy, page);
+    list_push(policy, PLLM_POLICY_DOOMED, page);
 }
 
 void pllm_policy_set_class(pllm_policy *policy, uint32_t page, pllm_policy_class chosen)

@@ -41,7 +41,7 @@ enum { /* where a page is: the lists have sentinels in prev and next, behind the
        PLLM_POLICY_MAIN,   /* lru's list; 2q's Am */
        PLLM_POLICY_IN,     /* 2q's A1in */
        PLLM_POLICY_OUT,    /* 2q's A1out: pages that are not resident, remembered */
-       PLLM_POLICY_DOOMED, /* first victims, oldest first */
+       PLLM_POLICY_DOOMED, /* first victims, oldest first: hinted, or chosen before */
        PLLM_POLICY_KEPT,   /* last victims, least recently used first */
        PLLM_POLICY_PARKED, /* resident, no candidate until offered */
        PLLM_POLICY_LISTS,
@@ -85,12 +85,13 @@ void pllm_policy_leave(pllm_policy *policy, uint32_t page, int evicted);
 /* The page number will mean something else: nothing about it is remembered. Not resident. */
 void pllm_policy_forget(pllm_policy *policy, uint32_t page, uint32_t rank);
 
-void pllm_policy_touch(pllm_policy *policy, uint32_t page); /* access, for MAIN and KEPT */
+void pllm_policy_touch(pllm_policy *policy, uint32_t page); /* access, for pages of a list */
 /* A resident page is used. */
 static inline void pllm_policy_access(pllm_policy *policy, uint32_t page)
 {
     uint8_t place = policy->place[page];
-    if (place == PLLM_POLICY_MAIN || place == PLLM_POLICY_KEPT) pllm_policy_touch(policy, page);
+    if (place == PLLM_POLICY_MAIN || place == PLLM_POLICY_KEPT || place == PLLM_POLICY_DOOMED)
+        pllm_policy_touch(policy, page);
 }
 
 void pllm_policy_park(pllm_policy *policy, uint32_t page);
@@ -100,6 +101,9 @@ static inline void pllm_policy_offer(pllm_policy *policy, uint32_t page)
 {
     if (policy->place[page] == PLLM_POLICY_PARKED) pllm_policy_unpark(policy, page);
 }
+/* A parked page is a candidate again, and the first: it was a victim and only had to wait. Use
+ * puts it back where it belongs. */
+void pllm_policy_offer_first(pllm_policy *policy, uint32_t page);
 void pllm_policy_set_class(pllm_policy *policy, uint32_t page, pllm_policy_class chosen);
 
 /* Whether the page may go now; a page refused is parked. May start what will let it go later. */

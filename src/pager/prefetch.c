@@ -22,7 +22,7 @@ enum {
     BEHIND_RUN = 32, /* so many pages in order, far behind the cursor: the scan has gone back */
     NEAR_PART = 8,   /* far is more than an eighth of the order */
     TOP_UP_PART = 8,
-    HINTED_PART = 4, /* at most a quarter of the frames wait for hinted uses */
+    HINTED_PART = 2, /* at most half of the frames wait for hinted uses */
 };
 
 /* Nothing protects these pages any more: let the policy have those that nobody holds. */
