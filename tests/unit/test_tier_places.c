@@ -63,11 +63,14 @@ static void test_streams_keep_together(void **state)
     assert_int_equal(b, 8); /* an extent of its own */
     for (uint32_t i = 1; i < 8; i++) assert_int_equal(a = pllm_slots_follow(&slots, a), i);
     assert_int_equal(pllm_slots_follow(&slots, a), PLLM_NONE); /* not into b's extent */
+    assert_int_equal(pllm_slots_follow(&slots, b), 9);
+    pllm_slots_give(&slots, b);
+    assert_int_equal(pllm_slots_follow(&slots, a), PLLM_NONE); /* nor where b has left a hole */
     assert_int_equal(a = pllm_slots_begin(&slots), 16);
     for (uint32_t i = 17; i < 25; i++) /* and on into the next one, which is wholly free */
         assert_int_equal(a = pllm_slots_follow(&slots, a), i);
     assert_int_equal(pllm_slots_begin(&slots), PLLM_NONE);
-    assert_int_equal(pllm_slots_any(&slots), 9);
+    assert_int_equal(pllm_slots_any(&slots), 8);
     pllm_slots_give(&slots, 3);
     assert_int_equal(pllm_slots_any(&slots), 3);
     assert_int_equal(pllm_slots_follow(&slots, 2), PLLM_NONE);  /* taken */
