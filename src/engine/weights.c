@@ -45,11 +45,8 @@ static int pack_matrix(packer *p, const pllm_tensor_view *view, pllm_operation *
         compute = pllm_compute_resolve(view->dtype, PLLM_COMPUTE_AUTO);
     int status = pllm_linear_check(view->dtype, p->n, p->k, compute);
     if (status < 0) {
-        char reason[512];
-        strncpy(reason, pllm_last_error()->text, sizeof reason - 1);
-        reason[sizeof reason - 1] = '\0';
         return pllm_fail(status, 0, "%s: tensor %s: %s", pllm_model_path(p->model), view->name,
-                         reason);
+                         pllm_last_error()->text);
     }
     status = pllm_dtype_row_bytes(view->dtype, p->k, &p->row_bytes);
     if (status < 0) return status;
