@@ -29,7 +29,18 @@
 #include "kernels/attention.h"
 
 #define INLINE static inline __attribute__((always_inline))
+/* Sanitizers check every access that unrolling multiplies; there, build time matters more. */
+#ifdef PLLM_SANITIZED
+#define UNROLL
+#define CONSTANT_DIMS 0
+#else
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
+#define CONSTANT_DIMS 1
+#endif
 #define NOINLINE static __attribute__((noinline))
 
 enum {
@@ -306,9 +317,9 @@ typedef void value_function(const value_task *task);
 #define PLAIN_INSTANCE(NAME, DTYPE, HEAD_COUNT)                        \
     NOINLINE void scores_##NAME##_##HEAD_COUNT(const score_task *task) \
     {                                                                  \
-        if (task->d == 64)                                             \
+        if (CONSTANT_DIMS && task->d == 64)                            \
             scores_plain(task, DTYPE, HEAD_COUNT, 64);                 \
-        else if (task->d == 128)                                       \
+        else if (CONSTANT_DIMS && task->d == 128)                      \
             scores_plain(task, DTYPE, HEAD_COUNT, 128);                \
         else                                                           \
             scores_plain(task, DTYPE, HEAD_COUNT, task->d);            \
@@ -801,8 +812,12 @@ static void attend_prefill(const pllm_kv_shape *shape, const pllm_kv_view *view,
     if (begin >= end) return;
     for (uint32_t block = begin / PLLM_BLOCK_TOKENS; block * PLLM_BLOCK_TOKENS < end; block++) {
         uint32_t start = block * PLLM_BLOCK_TOKENS;
-        unpack_block(keys, values, view_slice(shape, view, kv_head, block), d, start,
-                     begin > start ? begin - start : 0, min_u32(end - start, PLLM_BLOCK_TOKENS));
+        slice at = view_slice(shape, view, kv_head, block);
+        if (start + PLLM_BLOCK_TOKENS < end)
+            prefetch_lines(view_slice(shape, view, kv_head, block + 1).bytes, 0,
+                           pllm_kv_slice_bytes(shape, at.dtype));
+        unpack_block(keys, values, at, d, start, begin > start ? begin - start : 0,
+                     min_u32(end - start, PLLM_BLOCK_TOKENS));
     }
     for (uint32_t done = 0; done < rows;) {
         job.rows = min_u32(rows - done, SCORE_ROWS / group);
