@@ -172,7 +172,7 @@ INLINE void tile_blocks(v16 *sums, float_kind kind, const float_tile *tile, int 
     }
 }
 
-INLINE void tile_any(float_kind kind, const float_tile *tile, int rows, int panels)
+TILE void tile_any(float_kind kind, const float_tile *tile, int rows, int panels)
 {
     v16 sums[32];
     UNROLL for (int i = 0; i < rows * panels; i++) sums[i] = v16_set1(0.0f);

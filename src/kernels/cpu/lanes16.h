@@ -11,7 +11,19 @@
 #include "kernels/cpu/exp.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
+/* A TILE is inlined with constants for its shape and format, and its loops unrolled, so that its
+ * arrays become registers: dozens of copies. Under sanitizers, whose checks would make compilers
+ * take minutes over them, it is one function with loops. */
+#if defined(PLLM_SANITIZED)
+#define TILE static __attribute__((noinline))
+#else
+#define TILE INLINE
+#endif
+#if defined(PLLM_SANITIZED) && defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(disable)")
+#elif defined(PLLM_SANITIZED)
+#define UNROLL _Pragma("GCC unroll 1")
+#elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 32")

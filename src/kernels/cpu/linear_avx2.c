@@ -59,8 +59,8 @@ INLINE __m256i add_pairs(__m256i sum, __m256i w, const int8_t *a)
 }
 
 /* ROWS rows of x by HALVES halves of a panel, from the given half. */
-INLINE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t *panel, int half,
-                         int rows, int halves)
+TILE void tile_integer(pllm_dtype dtype, const float_tile *tile, const uint8_t *panel, int half,
+                       int rows, int halves)
 {
     const pllm_activations *activations = tile->activations;
     uint64_t groups = tile->linear->k / PLLM_GROUP, stride = activations->group_count;

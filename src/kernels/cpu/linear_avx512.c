@@ -113,7 +113,7 @@ INLINE void store_total(const float_tile *tile, uint32_t n, int r, __m512 total)
 }
 
 /* ROWS rows by one panel, straight from packed weights. */
-INLINE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
+TILE void tile_direct(pllm_dtype dtype, const float_tile *tile, int rows)
 {
     const pllm_activations *activations = tile->activations;
     const uint8_t *scales = panel_at(tile->linear, tile->n / PLLM_PANEL_ROWS);
@@ -190,8 +190,8 @@ typedef struct unpacked {
     float d[CHUNK_GROUPS][2][16], m[CHUNK_GROUPS][2][16];
 } __attribute__((aligned(64))) unpacked;
 
-INLINE void unpack_chunk(unpacked *chunk, pllm_dtype dtype, const pllm_linear *linear,
-                         uint32_t panel, int side, uint32_t group_first, uint32_t group_count)
+TILE void unpack_chunk(unpacked *chunk, pllm_dtype dtype, const pllm_linear *linear, uint32_t panel,
+                       int side, uint32_t group_first, uint32_t group_count)
 {
     const uint8_t *scales = panel_at(linear, panel);
     const uint8_t *quants = scales + pllm_panel_scale_bytes(dtype, linear->k);
@@ -209,8 +209,8 @@ INLINE void unpack_chunk(unpacked *chunk, pllm_dtype dtype, const pllm_linear *l
 }
 
 /* ROWS rows by the two panels of a chunk. first: the chunk's first group. */
-INLINE void tile_chunk(pllm_dtype dtype, const float_tile *tile, const unpacked *chunk,
-                       uint32_t group_first, uint32_t group_count, uint32_t panels, int rows)
+TILE void tile_chunk(pllm_dtype dtype, const float_tile *tile, const unpacked *chunk,
+                     uint32_t group_first, uint32_t group_count, uint32_t panels, int rows)
 {
     const pllm_activations *activations = tile->activations;
     uint64_t stride = activations->group_count, first = tile->m * stride + group_first;
@@ -342,7 +342,7 @@ INTEGER_FUNCTIONS(q4_1, PLLM_Q4_1)
 #undef INTEGER_FUNCTIONS
 
 /* bf16 pairs: each instruction adds two products to each lane, by its own rounding rules. */
-INLINE void tile_pair(const float_tile *tile, int rows, int panels)
+TILE void tile_pair(const float_tile *tile, int rows, int panels)
 {
     uint64_t stride = tile->activations->k_padded, panel_bytes = tile->linear->panel_bytes;
     const uint16_t *x = tile->activations->bf16 + tile->m * stride;
