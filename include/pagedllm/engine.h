@@ -32,7 +32,7 @@ typedef struct pllm_engine_options {
     uint64_t kv_limit_bytes;       /* KV block frames among them; 0: no limit */
     uint64_t host_memory_bytes;    /* for blocks that left the device; 0: none; PLLM_UNLIMITED */
     const char *nvme_path;         /* folder of the spill file; NULL: the user's cache folder */
-    uint64_t nvme_size_bytes;      /* 0: no spill file */
+    uint64_t nvme_size_bytes;      /* 0: no spill file; PLLM_UNLIMITED: what the context needs */
     const char *policy;            /* "static" (NULL), "lru", "2q" */
     const char *prefetch_strategy; /* "sequential" (NULL), "none" */
     const char *kv_format;         /* NULL or "auto": f32 for F32 and BF16 checkpoints, else f16;

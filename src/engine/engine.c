@@ -11,6 +11,7 @@
 #include "base/hash.h"
 #include "base/size.h"
 #include "engine/engine_internal.h"
+#include "engine/parts.h"
 
 enum { LEAST_FRAMES = PLLM_CHUNK_BLOCKS };
 
@@ -180,12 +181,17 @@ static int open_memory(pllm_engine *engine)
     uint64_t frame_limit = o->kv_limit_bytes == PLLM_UNLIMITED
                                ? PLLM_UNLIMITED
                                : o->kv_limit_bytes - pllm_workspace_bytes(engine->open_space);
+    /* Unlimited: every block there can be, and an extent for each stream of blocks. */
+    uint64_t disk_bytes = o->nvme_size_bytes;
+    if (disk_bytes == PLLM_UNLIMITED)
+        disk_bytes =
+            page_max * frame + (uint64_t)o->sequence_max * engine->shape.layer_count * (2 << 20);
     pllm_tiers_options tiers_options = {.struct_bytes = sizeof tiers_options,
                                         .frame_max = (uint32_t)page_max,
                                         .page_bytes = frame,
                                         .device_limit_bytes = frame_limit,
                                         .host_bytes = o->host_memory_bytes,
-                                        .disk_bytes = o->nvme_size_bytes,
+                                        .disk_bytes = disk_bytes,
                                         .disk_folder = o->nvme_path,
                                         .disk_kind = (pllm_disk_kind)disk};
     pllm_tiers *tiers;
@@ -484,4 +490,14 @@ int pllm_engine_decode(pllm_engine *engine, const uint32_t *ids, uint32_t id_cou
 void pllm_engine_free(pllm_engine *engine, void *pointer)
 {
     pllm_free(engine->context, pointer);
+}
+
+const pllm_model *pllm_engine_model(const pllm_engine *engine)
+{
+    return engine->model;
+}
+
+const pllm_tokenizer *pllm_engine_tokenizer(const pllm_engine *engine)
+{
+    return engine->tokenizer;
 }
