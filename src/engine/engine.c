@@ -2,7 +2,8 @@
  *
  * Limits. Device bytes are: workspace + open blocks + frames. kv_limit bounds open blocks and
  * frames together; vram_limit bounds everything. The least that works is
- *   kv_limit:   sequence_max * layers * open block + 8 frames (one chunk), rounded up to chunks
+ *   kv_limit:   sequence_max * layers * open block + 8 frames (one chunk of 256 tokens), each
+ *               rounded up to the device's granularity
  *   vram_limit: workspace + the least kv_limit
  * since attention must see one chunk of 8 blocks at a time. */
 #include <math.h>
@@ -52,6 +53,19 @@ static int choose(const char *what, const char *text, const char *const *names, 
     return pllm_fail(PLLM_EINVAL, 0, "%s '%s' is unknown: use one of %s", what, text, list);
 }
 
+/* Chunks as large as the limits let them be without wasting more than a sixty-fourth: a tight limit
+ * is met exactly, a loose one with few mappings. */
+static uint64_t chunk_for(const pllm_engine_options *options)
+{
+    enum { SMALLEST = 64 << 10, LARGEST = 2 << 20 };
+    uint64_t least = options->granularity_bytes > SMALLEST ? options->granularity_bytes : SMALLEST;
+    uint64_t limit = options->vram_limit_bytes < options->kv_limit_bytes ? options->vram_limit_bytes
+                                                                         : options->kv_limit_bytes;
+    uint64_t chunk = least;
+    while (chunk < LARGEST && chunk * 2 <= limit / 64) chunk *= 2;
+    return chunk;
+}
+
 static int open_device(pllm_engine *engine)
 {
     const pllm_engine_options *o = &engine->options;
@@ -63,7 +77,7 @@ static int open_device(pllm_engine *engine)
         return pllm_fail(PLLM_EINVAL, 0, "device '%s' is unknown: use host", o->device);
     pllm_host_device_options host = {.struct_bytes = sizeof host,
                                      .granularity_bytes = o->granularity_bytes,
-                                     .chunk_bytes = o->granularity_bytes,
+                                     .chunk_bytes = chunk_for(o),
                                      .link_bytes_per_second = o->link_bytes_per_second,
                                      .link_latency_ns = o->link_latency_ns};
     return pllm_device_open_host(engine->context, &host, &engine->device);
@@ -144,12 +158,11 @@ static int open_memory(pllm_engine *engine)
     pllm_device_info device;
     int status = engine->device->ops->info(engine->device, &device);
     if (status < 0) return status;
-    uint64_t chunk = device.chunk_bytes,
-             frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
+    uint64_t frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
     uint64_t open_bytes = (uint64_t)o->sequence_max * engine->shape.layer_count *
                           pllm_kv_block_bytes(&cache->shape, cache->shape.open);
     uint64_t workspace_bytes = pllm_engine_layout(engine, NULL);
-    uint64_t least_frames = round_up(LEAST_FRAMES * frame, chunk);
+    uint64_t least_frames = round_up(LEAST_FRAMES * frame, device.granularity_bytes);
     engine->fixed_bytes = round_up(workspace_bytes, device.granularity_bytes);
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
