@@ -36,7 +36,7 @@ class BadInput(ProgramTest):
         self.refuse("run", MODEL, *RUN, "--kv-limit", "2MB", "--nvme-path",
                     os.path.join(self.scratch, "nowhere"), "--nvme-size", "64MB", words=["nowhere"])
         self.refuse("run", MODEL, *RUN, "--kv-limit", "2MB", "--nvme-path", self.scratch,
-                    "--nvme-size", "900TB", words=["space"])
+                    "--nvme-size", "900TB", words=["available"])
 
     def test_signals_leave_nothing(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
