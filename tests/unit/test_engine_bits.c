@@ -14,13 +14,13 @@
 
 #define MODEL PLLM_SOURCE_DIR "/tests/reference/models/llama"
 
-enum { VOCAB = 320, GRANULE = 65536, TOKEN_COUNT = 390, SEQUENCES = 3 };
+enum { VOCAB = 320, GRANULE = 65536, TOKEN_COUNT = 375, SEQUENCES = 3 };
 
 /* The sequence under test: prompt and generated tokens in turn. The ids are fixed, so that a wrong
  * logit shows once and not as another text. */
 static const struct {
     uint32_t count, generated;
-} script[] = {{300, 0}, {40, 1}, {30, 0}, {20, 1}};
+} script[] = {{300, 0}, {40, 1}, {30, 0}, {5, 1}};
 
 typedef struct setting {
     uint32_t frames; /* 0: no limit */
@@ -171,14 +171,15 @@ static uint64_t check(const setting *s, const rows *expected)
 static void full_product(void **state)
 {
     (void)state;
-    /* 12 groups x 3 layers: half of 36 pages, and the least that works; 0 is no limit. */
-    static const uint32_t frames[] = {0, 24, 16, 8};
+    /* 12 groups x 3 layers: two thirds of 36 pages, a tenth of the 108 that three sequences fill,
+     * and the least that works; 0 is no limit. */
+    static const uint32_t frames[] = {0, 24, 11, 8};
     static const char *const policies[] = {"static", "lru", "2q"};
     static const char *const prefetchers[] = {"sequential", "none"};
     static const uint32_t threads[] = {1, 2, 4}, pieces[] = {0, 100, 23}, strangers[] = {0, 2};
     static const struct {
         uint64_t host, disk;
-    } tiers[] = {{64 << 20, 0}, {128 << 10, 64 << 20}, {0, 64 << 20}};
+    } tiers[] = {{64 << 20, 0}, {128 << 10, 12 << 20}, {0, 12 << 20}};
     rows expected = plain_run("auto");
     uint32_t runs = 0;
     uint64_t moved = 0;
