@@ -199,7 +199,7 @@ int main(int argc, char **argv)
     bench_setup bench = {LAYERS_MAX, BLOCKS_MAX, PAGES_MAX, 20, 5, NULL, 0};
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--smoke")) {
-            bench = (bench_setup){6, 40, 240, 2, 2, bench.json, 0};
+            bench = (bench_setup){24, 40, 960, 2, 2, bench.json, 0}; /* a tenth holds a layer */
         } else if (!strcmp(argv[i], "--json") && i + 1 < argc) {
             bench.json = fopen(argv[++i], "w");
             if (!bench.json) return fprintf(stderr, "bench_pager: cannot write %s\n", argv[i]), 1;
