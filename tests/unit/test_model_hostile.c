@@ -88,6 +88,31 @@ static void test_right_file(void **state)
     free(file);
 }
 
+/* Models that differ only in weights, or only in metadata, have different fingerprints. */
+static void test_fingerprint(void **state)
+{
+    (void)state;
+    uint64_t prints[4];
+    for (uint32_t kind = 0; kind < 4; kind++) {
+        gguf_builder builder = {0};
+        uint64_t bytes;
+        pllm_model *model;
+        if (kind == 2) gguf_builder_string(&builder, "general.author", "somebody");
+        gguf_builder_tiny(&builder);
+        uint8_t *file = gguf_builder_finish(&builder, &bytes);
+        if (kind == 1) file[bytes - 128] ^= 1; /* the first weight of the last tensor */
+        assert_int_equal(
+            pllm_model_open_gguf_memory(NULL, kind == 3 ? "elsewhere" : "t", file, bytes, &model),
+            PLLM_OK);
+        prints[kind] = pllm_model_fingerprint(model);
+        pllm_model_close(model);
+        free(file);
+    }
+    assert_int_not_equal(prints[0], prints[1]);
+    assert_int_not_equal(prints[0], prints[2]);
+    assert_int_equal(prints[0], prints[3]); /* the path is no part of it */
+}
+
 static void test_missing(void **state)
 {
     (void)state;
@@ -598,12 +623,19 @@ static void test_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right_file),    cmocka_unit_test(test_missing),
-        cmocka_unit_test(test_unsupported),   cmocka_unit_test(test_tokenizer_refusals),
-        cmocka_unit_test(test_shapes),        cmocka_unit_test(test_every_prefix),
-        cmocka_unit_test(test_random_damage), cmocka_unit_test(test_absurd_counts),
-        cmocka_unit_test(test_safetensors),   cmocka_unit_test(test_config_right),
-        cmocka_unit_test(test_config_wrong),  cmocka_unit_test(test_rope_factors),
+        cmocka_unit_test(test_right_file),
+        cmocka_unit_test(test_fingerprint),
+        cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_tokenizer_refusals),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_every_prefix),
+        cmocka_unit_test(test_random_damage),
+        cmocka_unit_test(test_absurd_counts),
+        cmocka_unit_test(test_safetensors),
+        cmocka_unit_test(test_config_right),
+        cmocka_unit_test(test_config_wrong),
+        cmocka_unit_test(test_rope_factors),
         cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
