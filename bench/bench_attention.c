@@ -7,7 +7,9 @@
  * Decode reads 7,680 tokens x 30 layers x 3 KV heads of 64: 177 MB at f16, distinct memory, so it
  * comes from RAM. Bound: what one core streams from RAM, measured beside it.
  * Also: gather through the cache against past it, 24 KiB blocks.
- * --smoke: tiny, checks only. */
+ * --smoke: tiny, checks only.
+ *
+ *   bench_attention [--smoke] [--json FILE] */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -187,7 +189,7 @@ AVX512 static double peak_flops(void)
     return 2e5 * 10 * 32 / seconds;
 }
 
-static void bench_gather(int smoke)
+static void bench_gather(int smoke, FILE *json)
 {
     enum { BYTES = 24576 };
     uint64_t count = smoke ? 16 : 6000;
@@ -212,7 +214,11 @@ static void bench_gather(int smoke)
     double bytes = (double)count * BYTES;
     printf("gather %llu x 24 KiB: %.1f GB/s plain, %.1f GB/s streaming, ratio %.2f\n",
            (unsigned long long)count, bytes / plain / 1e9, bytes / stream / 1e9, plain / stream);
-    if (memcmp(from, to, count * BYTES)) exit(1);
+    if (json)
+        fprintf(json, "],\n \"gather_24k_gbps\": %.2f, \"gather_24k_streaming_gbps\": %.2f}\n",
+                bytes / plain / 1e9, bytes / stream / 1e9);
+    for (uint64_t i = 0; i < count; i++)
+        if (memcmp(items[i].dst, items[i].src, BYTES)) exit(1);
     free(from);
     free(to);
     free(items);
@@ -220,7 +226,24 @@ static void bench_gather(int smoke)
 
 int main(int argc, char **argv)
 {
-    int smoke = argc > 1 && !strcmp(argv[1], "--smoke"), runs = smoke ? 1 : 7;
+    int smoke = 0;
+    const char *json_path = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--smoke")) {
+            smoke = 1;
+        } else if (!strcmp(argv[i], "--json") && i + 1 < argc) {
+            json_path = argv[++i];
+        } else {
+            fprintf(stderr, "usage: bench_attention [--smoke] [--json FILE]\n");
+            return 2;
+        }
+    }
+    FILE *json = json_path ? fopen(json_path, "w") : NULL;
+    if (json_path && !json) {
+        fprintf(stderr, "bench_attention: cannot write %s\n", json_path);
+        return 1;
+    }
+    int runs = smoke ? 1 : 7, results = 0;
     static const pllm_dtype formats[] = {PLLM_F16, PLLM_F32, PLLM_BF16, PLLM_INT8, PLLM_INT4};
     static float q[32 * GROUP * HEAD_DIM], out[32 * GROUP * HEAD_DIM];
     for (uint32_t i = 0; i < sizeof q / sizeof *q; i++) q[i] = uniform();
@@ -236,6 +259,7 @@ int main(int argc, char **argv)
     int wide = versions[0].runs_here;
     double peak = smoke || !wide ? 0 : peak_flops();
     if (peak > 0) printf("f32 FMA peak of this core: %.1f GFLOP/s\n", peak / 1e9);
+    if (json) fprintf(json, "{\"fma_peak_gflops\": %.1f, \"attention\": [\n  ", peak / 1e9);
     for (uint32_t v = 0; v < 2; v++)
         for (uint32_t f = 0; versions[v].runs_here && f < sizeof formats / sizeof *formats; f++) {
             cache c = cache_open(formats[f], smoke ? 1 : 30, smoke ? 2 : 30, versions[v].kernels);
@@ -257,9 +281,18 @@ int main(int argc, char **argv)
             printf("; prefill %.1f GFLOP/s", flops / prefill / 1e9);
             if (peak > 0) printf(" (%.0f%% of peak)", 100 * flops / prefill / peak);
             printf("\n");
+            if (json)
+                fprintf(json,
+                        "%s{\"version\": \"%s\", \"format\": \"%s\", \"decode_gbps\": %.2f, "
+                        "\"read_gbps\": %.2f, \"over_head_by_head\": %.2f, "
+                        "\"prefill_gflops\": %.1f}",
+                        results++ ? ",\n  " : "", versions[v].name, pllm_dtype_name(formats[f]),
+                        bytes / ours / 1e9, bytes / stream / 1e9, f == 0 && wide ? plain / ours : 0,
+                        flops / prefill / 1e9);
             free(c.blocks);
         }
-    bench_gather(smoke);
+    bench_gather(smoke, json);
+    if (json && fclose(json) != 0) return 1;
     free(scratch);
     return 0;
 }
