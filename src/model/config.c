@@ -223,8 +223,8 @@ static int parse_sizes(const char *file, const pllm_json_node *root, pllm_model_
 
 static int parse_features(const char *file, const pllm_json_node *root, pllm_model_shape *shape)
 {
-    static const char *const off[] = {"attention_bias", "mlp_bias", "quantization_config",
-                                      "sliding_window", "num_local_experts"};
+    static const char *const off[] = {"attention_bias", "mlp_bias",          "quantization_config",
+                                      "sliding_window", "num_local_experts", "rope_interleaved"};
     for (uint32_t i = 0; i < sizeof off / sizeof off[0]; i++) {
         int status = need_off(file, root, off[i]);
         if (status < 0) return status;

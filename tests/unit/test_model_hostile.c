@@ -482,6 +482,7 @@ static void test_config_wrong(void **state)
         {"{" SIZES ",\"attention_bias\":true}", PLLM_EUNSUPPORTED, "attention_bias"},
         {"{" SIZES ",\"mlp_bias\":true}", PLLM_EUNSUPPORTED, "mlp_bias"},
         {"{" SIZES ",\"quantization_config\":{}}", PLLM_EUNSUPPORTED, "quantization_config"},
+        {"{" SIZES ",\"rope_interleaved\":true}", PLLM_EUNSUPPORTED, "rope_interleaved"},
         {"{" SIZES ",\"sliding_window\":4096}", PLLM_EUNSUPPORTED, "sliding_window"},
         {"{" SIZES ",\"dtype\":\"float8\"}", PLLM_EUNSUPPORTED, "float8"},
         {"{" SIZES ",\"tie_word_embeddings\":1}", PLLM_EINVAL, "tie_word_embeddings"},
