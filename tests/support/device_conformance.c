@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -350,6 +351,11 @@ static void only_exported_chunks_are_imported(void **state)
     assert_true(f->ops->chunk_import(f->device, fileno(file), f->granule, &imported) < 0);
     assert_null(imported);
     fclose(file);
+    int unsealed = memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_int_equal(ftruncate(unsealed, (off_t)f->granule), 0);
+    assert_true(f->ops->chunk_import(f->device, unsealed, f->granule, &imported) < 0);
+    assert_null(imported);
+    close(unsealed);
     close(ends[0]);
     close(ends[1]);
     close(fd);
