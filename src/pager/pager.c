@@ -488,4 +488,6 @@ void pllm_pager_check(const pllm_pager *pager)
         broken(pager, 7, PLLM_NONE);
     check_list(pager, &pager->unwritten, PAGE_QUEUED, queued, 8);
     pllm_policy_check(&pager->policy);
+    pllm_tiers_check(pager->tiers);
+    pllm_transfers_check(pager->transfers);
 }

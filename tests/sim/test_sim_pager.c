@@ -19,7 +19,7 @@
 #include <cmocka.h>
 #include "failing_context.h"
 #include "pager_rig.h"
-#include "virtual_disk.h"
+#include "tier/disk_sim.h"
 
 enum { PAGE_MAX = 72, GROUP_MAX = 12, HELD_MAX = 4, CALLS = 400 };
 
@@ -378,16 +378,25 @@ static void devices_open(sim_world *world, uint32_t disk_slots, uint64_t page_by
     };
     CHECK(pllm_device_open_faulty(context, world->sim, &faulty, &world->device) == PLLM_OK);
     if (!disk_slots) return;
-    virtual_disk_options disk = {
+    pllm_sim_disk_options disk = {
+        .struct_bytes = sizeof disk,
+        .depth = 1 + below(world, 20),
         .seed = current_seed,
         .bytes = disk_slots * page_bytes,
-        .depth = 1 + below(world, 20),
-        .delay_max = below(world, 8),
-        .read_failures = world->faults ? below(world, 30) : 0,
-        .write_failures = world->faults ? below(world, 100) : 0,
-        .corruptions = world->faults ? below(world, 30) : 0,
+        .latency_ns_max = latencies[below(world, 3)],
+        .device = world->device,
     };
-    CHECK(virtual_disk_open(context, &disk, &world->disk) == PLLM_OK);
+    pllm_disk *inner;
+    CHECK(pllm_disk_open_sim(context, &disk, &inner) == PLLM_OK);
+    pllm_faulty_disk_options faults = pllm_faulty_disk_none();
+    faults.seed = current_seed;
+    if (world->faults) {
+        faults.fail_permille = below(world, 60);
+        faults.corrupt_permille = below(world, 20);
+        faults.lose_permille = below(world, 20);
+        if (below(world, 8) == 0) faults.fail_poll_at = below(world, 2000);
+    }
+    CHECK(pllm_disk_open_faulty(context, inner, &faults, &world->disk) == PLLM_OK);
 }
 
 static int world_open(sim_world *world, uint64_t seed)
@@ -429,7 +438,7 @@ static int world_open(sim_world *world, uint64_t seed)
 /* The last word: what is not lost reads right, one page at a time; then nothing is left. */
 static void world_settle(sim_world *world)
 {
-    if (world->disk) virtual_disk_heal(world->disk);
+    if (world->disk) *pllm_faulty_disk_options_of(world->disk) = pllm_faulty_disk_none();
     while (world->held_count) unpin(world, &world->held[0]);
     (void)pllm_pager_settle(world->rig.pager);
     pllm_pager_check(world->rig.pager);
