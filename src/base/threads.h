@@ -15,8 +15,9 @@
  * task differs from run to run: a result must not depend on it (rule 1).
  *
  * What a thread wrote before a barrier, or the caller before a run, every thread sees after it.
- * Waiting spins a few microseconds at most, less where that did not help lately, then sleeps on a
- * futex. With one thread everything is a plain call.
+ * Waiting spins no longer than a sleep would cost (20 us), much less where that did not help
+ * lately, then sleeps on a futex. Cut phases into tasks rather than static shares where work
+ * allows: a thread that wakes late then costs nothing. With one thread everything is a plain call.
  *
  * Threads: one pllm_threads_run at a time per team, and not from inside its own body. Every thread
  * of the team must reach the same barriers in the same order. Workers block all signals. */
