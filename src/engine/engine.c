@@ -68,6 +68,7 @@ static uint64_t chunk_for(const pllm_engine_options *options)
 
 static int open_device(pllm_engine *engine)
 {
+    if (engine->device) return PLLM_OK; /* borrowed */
     const pllm_engine_options *o = &engine->options;
     if (strncmp(o->device, "cuda", 4) == 0)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
@@ -205,12 +206,14 @@ static int open_memory(pllm_engine *engine)
                                         .device_limit_bytes = frame_limit,
                                         .host_bytes = o->host_memory_bytes,
                                         .disk_bytes = disk_bytes,
+                                        .disk = engine->disk,
                                         .disk_folder = o->nvme_path,
                                         .disk_kind = (pllm_disk_kind)disk};
     pllm_tiers *tiers;
     status =
         pllm_tiers_open(engine->context, engine->device, engine->budget, &tiers_options, &tiers);
     if (status < 0) return status;
+    engine->disk = NULL; /* the tiers' now */
     pllm_pager_options pager_options = {
         .struct_bytes = sizeof pager_options,
         .page_max = (uint32_t)page_max,
@@ -287,12 +290,25 @@ static int open_all(pllm_engine *engine, const char *path)
 int pllm_engine_open(const pllm_context *context, const char *path,
                      const pllm_engine_options *options, pllm_engine **engine_out)
 {
-    if (!engine_out) return pllm_fail(PLLM_EINVAL, 0, "engine_out is NULL");
-    *engine_out = NULL;
-    if (!path) return pllm_fail(PLLM_EINVAL, 0, "the model's path is NULL");
-    pllm_engine *engine = pllm_alloc(context, sizeof *engine);
-    if (!engine) return pllm_fail_memory("an engine", sizeof *engine);
+    return pllm_engine_open_on(context, path, options, NULL, NULL, engine_out);
+}
+
+int pllm_engine_open_on(const pllm_context *context, const char *path,
+                        const pllm_engine_options *options, pllm_device *device, pllm_disk *disk,
+                        pllm_engine **engine_out)
+{
+    if (engine_out) *engine_out = NULL;
+    pllm_engine *engine = engine_out && path ? pllm_alloc(context, sizeof *engine) : NULL;
+    if (!engine) {
+        pllm_disk_close(disk);
+        if (!engine_out || !path)
+            return pllm_fail(PLLM_EINVAL, 0, "the model's path or engine_out is NULL");
+        return pllm_fail_memory("an engine", sizeof *engine);
+    }
     engine->context = context;
+    engine->device = device;
+    engine->device_borrowed = device != NULL;
+    engine->disk = disk;
     int status = read_options(engine, options);
     if (status == PLLM_OK) status = open_all(engine, path);
     if (status < 0) {
@@ -317,7 +333,8 @@ void pllm_engine_close(pllm_engine *engine)
     pllm_workspace_close(engine->workspace);
     pllm_kv_cache_deinit(&engine->cache);
     pllm_budget_close(engine->budget);
-    pllm_device_close(engine->device);
+    if (!engine->device_borrowed) pllm_device_close(engine->device);
+    pllm_disk_close(engine->disk);
     pllm_free(engine->context, engine->spaces);
     pllm_threads_close(engine->threads);
     pllm_free(engine->context, engine->inverse_frequency);
@@ -503,6 +520,12 @@ int pllm_engine_decode(pllm_engine *engine, const uint32_t *ids, uint32_t id_cou
 void pllm_engine_free(pllm_engine *engine, void *pointer)
 {
     pllm_free(engine->context, pointer);
+}
+
+void pllm_engine_check(const pllm_engine *engine)
+{
+    pllm_kv_cache_check(&engine->cache, engine->sequences);
+    pllm_pager_check(engine->pager);
 }
 
 const pllm_model *pllm_engine_model(const pllm_engine *engine)

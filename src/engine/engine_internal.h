@@ -78,6 +78,8 @@ struct pllm_engine {
     pllm_model *model;
     pllm_tokenizer *tokenizer; /* NULL: the model carries none */
     pllm_device *device;
+    int device_borrowed;
+    pllm_disk *disk; /* given, and not yet taken over by the tiers */
     pllm_budget *budget;
     pllm_threads *threads;
     const pllm_kernels *kernels;

@@ -5,6 +5,16 @@
 
 #include <pagedllm/engine.h>
 #include "model/tokenizer.h"
+#include "tier/disk.h"
+#include "device/device.h"
+
+/* As pllm_engine_open, on a device and a disk of the caller's. device: borrowed, NULL: opened as
+ * the options say. disk: taken over, also on failure; NULL: opened as the options say. */
+int pllm_engine_open_on(const pllm_context *context, const char *path,
+                        const pllm_engine_options *options, pllm_device *device, pllm_disk *disk,
+                        pllm_engine **engine_out);
+/* The invariants of kv_cache.h and pager.h, checked; for tests. */
+void pllm_engine_check(const pllm_engine *engine);
 
 const pllm_model *pllm_engine_model(const pllm_engine *engine);         /* borrowed */
 const pllm_tokenizer *pllm_engine_tokenizer(const pllm_engine *engine); /* NULL: it has none */
