@@ -65,8 +65,9 @@ typedef enum pllm_pin_mode {
  * unharmed); EINVAL: page without content read. After an error nothing new is pinned. */
 int pllm_pager_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_count,
                    pllm_pin_mode mode, void **views);
-/* Pins if all are resident now: 1. Otherwise 0 with nothing pinned (and, with a prefetcher, their
- * loads promoted to demand; without one, started). Negative: as pin. */
+/* Pins if all are resident now: 1. Otherwise 0 with nothing pinned; then their loads are started,
+ * or made urgent where they were under way, as far as that goes without waiting, and what is here
+ * or comes is kept until it is pinned (within half of the frames). Negative: as pin. */
 int pllm_pager_try_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_count,
                        void **views);
 void pllm_pager_unpin(pllm_pager *pager, const pllm_page *pages, uint32_t page_count);
@@ -99,7 +100,8 @@ int pllm_pager_poll(pllm_pager *pager);
 int pllm_pager_settle(pllm_pager *pager);
 
 typedef struct pllm_pager_stats {
-    uint64_t pins, hits, misses; /* pages pinned for reading: resident or not */
+    uint64_t pins, hits, misses; /* pages pinned for reading or writing: resident or not, when first
+                                    asked for, by pin or by a try_pin that had to be repeated */
     uint64_t evictions, evictions_dirty;
     uint64_t prefetched, prefetch_used, prefetch_wasted;
     uint64_t written_behind, wait_ns;
