@@ -62,7 +62,7 @@ typedef struct pllm_settings {
     uint64_t threads; /* 0: what is available */
     uint64_t vram_limit, kv_limit, host_memory;
     const char *nvme_path; /* a folder; NULL: under the user's cache folder */
-    uint64_t nvme_size;    /* 0: what the context needs */
+    uint64_t nvme_size;    /* 0: none, or with nvme_path what the context needs */
     uint64_t page_size;
     uint32_t policy, prefetch_strategy, kv_format, compute;
     uint64_t link_bandwidth; /* bytes a second; unlimited: no simulated link */

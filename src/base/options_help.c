@@ -83,14 +83,33 @@ static void print_options(FILE *file, const pllm_command *command, bool everywhe
 static void print_commands(FILE *file)
 {
     char usage[64];
-    fprintf(file, "Usage: pagedllm COMMAND [arguments] [options]\n\n");
+    fprintf(file, "pagedllm - language models with more weights and context than memory\n\n"
+                  "Usage: pagedllm COMMAND [arguments] [options]\n\n");
     for (uint32_t i = 0; i < pllm_command_count; i++) {
         const pllm_command *command = &pllm_commands[i];
         snprintf(usage, sizeof usage, "%s %s", command->name, command->arguments);
         fprintf(file, "  %-24s %s\n", usage, command->help);
     }
-    fprintf(file, "\nMODEL is a GGUF file, or a folder with config.json and safetensors.\n"
-                  "pagedllm COMMAND --help shows a command's options.\n");
+    fprintf(
+        file,
+        "\nMODEL is a GGUF file, or a folder with config.json and safetensors.\n"
+        "pagedllm COMMAND --help shows a command's options.\n"
+        "\nMemory: --vram-limit bounds all device bytes, --kv-limit the KV cache's blocks among\n"
+        "them. Blocks beyond move to host memory (--host-memory), then to a spill file\n"
+        "(--nvme-path, --nvme-size), and come back when they are read. No limit changes a\n"
+        "result. pagedllm doctor MODEL says the least that works.\n"
+        "\nExamples:\n"
+        "  pagedllm run model.gguf --prompt \"Once upon a time\" --max-tokens 64\n"
+        "  pagedllm run model.gguf --prompt-file book.txt --kv-limit 64MB --host-memory 256MB \\\n"
+        "      --nvme-path /var/tmp --stats\n"
+        "  pagedllm tokenize model.gguf --text \"some text\" --json |\n"
+        "      pagedllm logits model.gguf --ids - --output logits.npy\n"
+        "  pagedllm chat model.gguf\n"
+        "\nEvery option may also stand in the environment (PAGEDLLM_KV_LIMIT=64MB) or in a file\n"
+        "that --config names (kv_limit = 64MB); a flag wins over the environment, the\n"
+        "environment over the file.\n"
+        "\nExit status: 0 done; 1 failed, with one sentence on standard error; 2 the command\n"
+        "line was wrong; 128 and the signal's number if interrupted.\n");
 }
 
 int pllm_options_help(FILE *file, const char *command_name)

@@ -5,7 +5,6 @@
  * median is known. Beside each speed stand the bytes a token reads (weights and KV blocks), the
  * bytes that could not be resident, and those that moved; fewer moved than were missing would mean
  * that something else was measured, and fails. */
-#include <jansson.h>
 #include <stdlib.h>
 #include "base/clock.h"
 #include "base/context.h"
@@ -155,18 +154,13 @@ static int print_json(const pllm_settings *settings, const pllm_engine *engine,
     json_t *list = json_array();
     for (uint32_t i = 0; i < settings->depth.count; i++)
         json_array_append_new(list, result_json(&results[i]));
-    json_t *root = json_pack(
-        "{s:s,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:I,s:o}", "model", settings->positionals[0], "device",
-        info.device, "kernels", info.kernels, "kv_format", info.kv_format, "compute", info.compute,
-        "threads", (int)info.threads, "weight_bytes", (json_int_t)info.weight_bytes,
-        "workspace_bytes", (json_int_t)info.workspace_bytes, "device_bytes_peak",
-        (json_int_t)stats.device_bytes_peak, "results", list);
-    char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
-    json_decref(root);
-    if (!text) return pllm_fail_memory("the report", 4096);
-    puts(text);
-    free(text);
-    return PLLM_OK;
+    return cli_print_json(json_pack("{s:o,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:I,s:o}", "model",
+                                    cli_json_text(settings->positionals[0]), "device", info.device,
+                                    "kernels", info.kernels, "kv_format", info.kv_format, "compute",
+                                    info.compute, "threads", (int)info.threads, "weight_bytes",
+                                    (json_int_t)info.weight_bytes, "workspace_bytes",
+                                    (json_int_t)info.workspace_bytes, "device_bytes_peak",
+                                    (json_int_t)stats.device_bytes_peak, "results", list));
 }
 
 static int print_text(const pllm_settings *settings, const depth_result *results)
@@ -182,34 +176,59 @@ static int print_text(const pllm_settings *settings, const depth_result *results
     return PLLM_OK;
 }
 
-int command_bench(const pllm_settings *settings)
+/* What every depth needs, before the first takes its minutes. */
+static int check_depths(const pllm_settings *settings, const pllm_engine *engine,
+                        uint32_t *id_count_out)
 {
-    uint64_t deepest = 0, most = settings->prefill > settings->decode + 1 ? settings->prefill
-                                                                          : settings->decode + 1;
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    int status = pllm_engine_info_get(engine, &info);
+    if (status < 0) return status;
+    uint64_t deepest = 0, decode = settings->decode ? settings->decode + 1 : 0;
+    uint64_t most = settings->prefill > decode ? settings->prefill : decode;
     for (uint32_t i = 0; i < settings->depth.count; i++)
         if (settings->depth.items[i] > deepest) deepest = settings->depth.items[i];
-    if (deepest + most > UINT32_MAX)
-        return pllm_fail(PLLM_ELIMIT, 0, "a depth of %llu tokens is more than any context",
-                         (unsigned long long)deepest);
-    pllm_engine *engine;
-    int status = cli_engine_open(settings, 1, 0, &engine);
+    if (most == 0)
+        return pllm_fail(PLLM_EINVAL, 0, "--prefill 0 and --decode 0 leave nothing to measure");
+    if (deepest + most > info.context_max)
+        return pllm_fail(PLLM_ELIMIT, 0,
+                         "--depth %llu and the %llu tokens timed after it are more than the "
+                         "model's context of %u",
+                         (unsigned long long)deepest, (unsigned long long)most, info.context_max);
+    *id_count_out = (uint32_t)(deepest + most);
+    return PLLM_OK;
+}
+
+static int bench(cli_program *cli, pllm_engine *engine)
+{
+    const pllm_settings *settings = cli->settings;
+    uint32_t id_count = 0;
+    int status = check_depths(settings, engine, &id_count);
     if (status < 0) return status;
     pllm_engine_info info = {.struct_bytes = sizeof info};
     pllm_engine_info_get(engine, &info);
     depth_result *results = calloc(settings->depth.count + 1, sizeof *results);
-    uint32_t *ids = calloc(deepest + most, sizeof *ids);
-    if (!results || !ids) status = pllm_fail_memory("token ids", (deepest + most) * sizeof *ids);
-    if (status == PLLM_OK) fill(ids, (uint32_t)(deepest + most), info.vocab_size, settings->seed);
+    uint32_t *ids = calloc(id_count, sizeof *ids);
+    if (!results || !ids) status = pllm_fail_memory("token ids", id_count * sizeof *ids);
+    if (status == PLLM_OK) fill(ids, id_count, info.vocab_size, settings->seed);
     for (uint32_t i = 0; status == PLLM_OK && i < settings->depth.count; i++) {
         results[i].depth = settings->depth.items[i];
         status = measure(engine, settings, ids, &results[i]);
     }
+    if (status < 0 && cli_interrupted()) status = cli_canceled();
     if (status == PLLM_OK)
         status =
             settings->json ? print_json(settings, engine, results) : print_text(settings, results);
-    if (status == PLLM_OK) status = cli_stats(settings, engine, NULL);
+    if (status == PLLM_OK) status = cli_stats(cli, engine, NULL);
     free(ids);
     free(results);
+    return status;
+}
+
+int command_bench(cli_program *cli)
+{
+    pllm_engine *engine;
+    int status = cli_engine_open(cli, &engine);
+    if (status == PLLM_OK) status = bench(cli, engine);
     pllm_engine_close(engine);
     return status;
 }

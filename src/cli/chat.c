@@ -1,7 +1,12 @@
 /* chat.c - pagedllm chat: a conversation in the terminal, one sequence that grows turn by turn.
  *
  * Only what is new in a turn is fed: the sequence keeps the KV blocks of everything before. Lines
- * that begin with / are commands. Works from a pipe too, without the prompts. */
+ * that begin with / are commands. Works from a pipe too, without the prompts.
+ *
+ * What goes wrong in a turn (the context or a limit is full, a line cannot be read) is said, and
+ * the conversation stands as it was before the line. SIGINT on a terminal ends a reply that is
+ * being written, and what was written counts; at the prompt, or from a pipe, it ends the chat. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,7 +16,7 @@
 #include "model/chat_template.h"
 
 typedef struct chat {
-    const pllm_settings *settings;
+    cli_program *cli;
     pllm_engine *engine;
     pllm_sequence *sequence;
     pllm_chat_template *template;
@@ -22,6 +27,8 @@ typedef struct chat {
     size_t reply_bytes;
     uint32_t last_id;
     int interactive, failed;
+    char *input; /* read and not yet handled: [input_first, input_end) */
+    size_t input_first, input_end, input_room;
 } chat;
 
 static int add_message(chat *c, const char *role, const char *content)
@@ -39,10 +46,15 @@ static int add_message(chat *c, const char *role, const char *content)
     return PLLM_OK;
 }
 
+static void drop_last(chat *c)
+{
+    free((char *)(uintptr_t)c->messages[--c->count].content);
+}
+
 static void forget(chat *c)
 {
-    for (uint32_t i = 0; i < c->count; i++) free((char *)(uintptr_t)c->messages[i].content);
-    c->count = c->done = 0;
+    while (c->count > 0) drop_last(c);
+    c->done = 0;
     c->tail = PLLM_CHAT_CLOSED;
 }
 
@@ -50,9 +62,8 @@ static int begin(chat *c)
 {
     forget(c);
     int status = pllm_sequence_truncate(c->sequence, 0);
-    if (status == PLLM_OK && c->settings->system)
-        status = add_message(c, "system", c->settings->system);
-    return status;
+    const char *system = c->cli->settings->system;
+    return status == PLLM_OK && system ? add_message(c, "system", system) : status;
 }
 
 static int take_text(void *user, const char *text, uint64_t bytes)
@@ -77,9 +88,20 @@ static int take_token(void *user, uint32_t id)
     return 0;
 }
 
+/* The last token was shown but not fed; the next turn must follow it. */
+static int feed_last(chat *c, const pllm_generate_result *result)
+{
+    if (result->stop == PLLM_STOP_END || result->stop == PLLM_STOP_CONTEXT ||
+        result->generated_tokens == 0)
+        return PLLM_OK;
+    pllm_step_item item = {
+        .sequence = c->sequence, .ids = &c->last_id, .token_count = 1, .generated = 1};
+    return pllm_engine_step(c->engine, &item, 1, NULL, NULL);
+}
+
 static int generate(chat *c, const uint32_t *ids, uint32_t count)
 {
-    const pllm_settings *s = c->settings;
+    const pllm_settings *s = c->cli->settings;
     pllm_generate_options options = {.struct_bytes = sizeof options,
                                      .max_tokens = (uint32_t)s->max_tokens,
                                      .temperature = (float)s->temperature,
@@ -93,113 +115,145 @@ static int generate(chat *c, const uint32_t *ids, uint32_t count)
                                      .user = c};
     pllm_generate_result result;
     int status = pllm_generate(c->engine, c->sequence, ids, count, &options, &result);
-    putchar('\n');
+    if (putchar('\n') == EOF || fflush(stdout) != 0) c->failed = 1;
+    if (c->failed) return pllm_fail(PLLM_EIO, 0, "standard output could not be written to the end");
+    if (cli_interrupted() && !(c->interactive && cli_interrupt_taken())) return cli_canceled();
     if (status < 0) return status;
-    if (c->failed) return pllm_fail(PLLM_EIO, 0, "the reply could not be written or kept");
-    if (cli_interrupted()) return cli_canceled();
     if (result.stop == PLLM_STOP_CONTEXT)
-        fprintf(stderr, "pagedllm: the context is full: /reset begins a new conversation\n");
-    /* The last token was shown but not fed; the next turn must follow it. */
-    if (result.stop != PLLM_STOP_END && result.stop != PLLM_STOP_CONTEXT &&
-        result.generated_tokens) {
-        pllm_step_item item = {
-            .sequence = c->sequence, .ids = &c->last_id, .token_count = 1, .generated = 1};
-        status = pllm_engine_step(c->engine, &item, 1, NULL, NULL);
-    }
-    return status;
+        pllm_log(c->cli->context, PLLM_LOG_WARN,
+                 "the context is full: /reset begins a new conversation");
+    return feed_last(c, &result);
 }
 
-static int turn(chat *c, const char *line)
+static int answer(chat *c)
 {
     uint32_t *ids = NULL, count = 0;
-    int status = add_message(c, "user", line);
-    if (status < 0) return status;
     pllm_chat_request request = {.messages = c->messages,
                                  .count = c->count,
                                  .done = c->done,
                                  .tail = c->tail,
                                  .add_generation = 1};
     const pllm_tokenizer *tokenizer = pllm_engine_tokenizer(c->engine);
-    status = pllm_chat_encode(c->template, tokenizer, &request, &ids, &count);
+    int status = pllm_chat_encode(c->template, tokenizer, &request, &ids, &count);
     if (status < 0) return status;
     c->reply_bytes = 0;
     if (c->reply) c->reply[0] = '\0';
-    uint32_t before = pllm_sequence_length(c->sequence);
     status = generate(c, ids, count);
     pllm_tokenizer_free(tokenizer, ids);
-    if (status == PLLM_ELIMIT) {
-        /* Not lost: the conversation stands as it was before this line. */
-        fprintf(stderr, "pagedllm: %s; /reset begins a new conversation\n",
-                pllm_last_error()->text);
-        free((char *)(uintptr_t)c->messages[--c->count].content);
-        return pllm_sequence_truncate(c->sequence, before);
+    return status < 0 ? status : add_message(c, "assistant", c->reply ? c->reply : "");
+}
+
+static int turn(chat *c, const char *line)
+{
+    uint32_t before = pllm_sequence_length(c->sequence);
+    int status = add_message(c, "user", line);
+    if (status == PLLM_OK) status = answer(c);
+    if (status == PLLM_OK) {
+        c->done = c->count;
+        c->tail = PLLM_CHAT_REPLY_OPEN;
+        return PLLM_OK;
     }
-    if (status == PLLM_OK) status = add_message(c, "assistant", c->reply ? c->reply : "");
-    c->done = c->count;
-    c->tail = PLLM_CHAT_REPLY_OPEN;
+    if (cli_interrupted() || c->failed) return status;
+    pllm_error kept = *pllm_last_error();
+    while (c->count > c->done && strcmp(c->messages[c->count - 1].role, "system") != 0)
+        drop_last(c);
+    status = pllm_sequence_truncate(c->sequence, before);
+    pllm_log(c->cli->context, PLLM_LOG_ERROR, "%s; this line is forgotten, /reset begins anew",
+             kept.text);
     return status;
 }
 
 /* 1: go on, 0: end, negative: failed. */
-static int handle(chat *c, char *line)
+static int handle(chat *c, const char *line)
 {
-    line[strcspn(line, "\r\n")] = '\0';
     if (line[0] == '\0') return 1;
     if (strcmp(line, "/quit") == 0 || strcmp(line, "/exit") == 0) return 0;
-    if (strcmp(line, "/reset") == 0) {
-        int status = begin(c);
-        return status < 0 ? status : 1;
-    }
-    if (strcmp(line, "/stats") == 0) {
-        pllm_settings shown = *c->settings;
-        shown.stats = true;
-        shown.stats_json = NULL;
-        int status = cli_stats(&shown, c->engine, NULL);
-        return status < 0 ? status : 1;
-    }
-    if (line[0] == '/') {
-        fprintf(stderr, "pagedllm: commands are /reset, /stats and /quit\n");
-        return 1;
-    }
-    int status = turn(c, line);
+    int status = PLLM_OK;
+    if (strcmp(line, "/reset") == 0)
+        status = begin(c);
+    else if (strcmp(line, "/stats") == 0)
+        cli_stats_text(c->engine);
+    else if (line[0] == '/')
+        pllm_log(c->cli->context, PLLM_LOG_ERROR,
+                 "%s is no command: there are /reset, /stats and /quit", line);
+    else
+        status = turn(c, line);
     return status < 0 ? status : 1;
+}
+
+/* The next line without its end; NULL in *line_out: there is none. */
+static int next_line(chat *c, char **line_out)
+{
+    *line_out = NULL;
+    size_t seen = c->input_first;
+    for (;;) {
+        char *end = c->input_end > seen ? memchr(c->input + seen, '\n', c->input_end - seen) : NULL;
+        size_t got = 0;
+        if (!end) {
+            seen = c->input_end;
+            if (c->input_room - c->input_end < 4096) {
+                char *grown = realloc(c->input, c->input_room + 65536);
+                if (!grown) return pllm_fail_memory("a line", c->input_room + 65536);
+                c->input = grown;
+                c->input_room += 65536;
+            }
+            int status = cli_read(STDIN_FILENO, c->input + c->input_end,
+                                  c->input_room - c->input_end - 1, &got);
+            if (status == PLLM_EIO)
+                return pllm_fail(PLLM_EIO, errno, "standard input cannot be read: %s",
+                                 strerror(errno));
+            if (status < 0) return status;
+            c->input_end += got;
+            if (got > 0) continue;
+            if (c->input_first == c->input_end) return PLLM_OK;
+            end = c->input + c->input_end++; /* the last line may lack its end */
+        }
+        *line_out = c->input + c->input_first;
+        c->input_first = (size_t)(end - c->input) + 1;
+        while (end > *line_out && end[-1] == '\r') end--;
+        *end = '\0';
+        for (char *at = *line_out; at < end; at++)
+            if (*at == '\0') *at = ' '; /* no text has zero bytes; none ends a line unseen */
+        return PLLM_OK;
+    }
 }
 
 static int converse(chat *c)
 {
     int status = begin(c);
-    char *line = NULL;
-    size_t room = 0;
     while (status >= 0) {
         if (c->interactive) {
             fputs("> ", stdout);
             fflush(stdout);
         }
-        if (getline(&line, &room, stdin) < 0) break;
-        status = handle(c, line);
+        if (c->input_first == c->input_end) c->input_first = c->input_end = 0;
+        char *line;
+        status = next_line(c, &line);
+        if (status < 0) break;
+        status = line ? handle(c, line) : 0;
         if (status == 0) break;
     }
-    free(line);
-    if (cli_interrupted()) return cli_canceled();
+    if (c->interactive) putchar('\n');
     return status < 0 ? status : PLLM_OK;
 }
 
-int command_chat(const pllm_settings *settings)
+int command_chat(cli_program *cli)
 {
-    chat c = {.settings = settings, .interactive = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
-    int status = cli_engine_open(settings, 1, 0, &c.engine);
+    chat c = {.cli = cli, .interactive = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
+    int status = cli_engine_open(cli, &c.engine);
     if (status == PLLM_OK && !pllm_engine_tokenizer(c.engine))
         status =
             pllm_fail(PLLM_ENOTFOUND, 0, "%s carries no tokenizer: a GGUF file is needed to chat",
-                      settings->positionals[0]);
+                      cli->settings->positionals[0]);
     if (status == PLLM_OK)
-        status = pllm_chat_template_open(NULL, pllm_engine_model(c.engine), &c.template);
+        status = pllm_chat_template_open(cli->context, pllm_engine_model(c.engine), &c.template);
     if (status == PLLM_OK) status = pllm_sequence_open(c.engine, &c.sequence);
     if (status == PLLM_OK) status = converse(&c);
-    if (status == PLLM_OK) status = cli_stats(settings, c.engine, NULL);
+    if (status == PLLM_OK) status = cli_stats(cli, c.engine, NULL);
     forget(&c);
     free(c.messages);
     free(c.reply);
+    free(c.input);
     pllm_chat_template_close(c.template);
     pllm_engine_close(c.engine);
     return status;

@@ -3,45 +3,74 @@
 #ifndef PLLM_CLI_CLI_H
 #define PLLM_CLI_CLI_H
 
+#include <jansson.h>
 #include <stdio.h>
 #include <pagedllm/engine.h>
 #include "base/options.h"
 
+/* A file that takes its name only when it is complete: until then it has none where the file
+ * system can do that, so that nothing half-written is left however the program ends. What is there
+ * and is no regular file (/dev/stdout, a pipe) is written directly. Zeroed: not open. */
+typedef struct cli_output {
+    FILE *file;
+    char *path;    /* links followed */
+    char *partial; /* its name until then; NULL: written directly */
+    int nameless;
+} cli_output;
+int cli_output_open(cli_output *output, const char *path);
+int cli_output_finish(cli_output *output);   /* EIO: nothing is left behind then */
+void cli_output_discard(cli_output *output); /* not open is fine */
+
+/* What main gives to a command. */
+typedef struct cli_program {
+    const pllm_settings *settings;
+    const pllm_context *context; /* logs as --log-level and --log-format say */
+    cli_output stats;            /* --stats-json, from when the engine opens; main discards it */
+} cli_program;
+
 /* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */
 int cli_interrupted(void);
 int cli_canceled(void); /* ECANCELED with its sentence */
+/* 1, and all is as before, if it was SIGINT: for who has stopped what that was meant for. */
+int cli_interrupt_taken(void);
+/* read(), but a signal ends the wait: ECANCELED. EIO: errno is set. 0: the end. */
+int cli_read(int fd, void *buffer, size_t bytes, size_t *read_out);
 
-/* The engine that the settings ask for; context_max 0: the model's. A progress bar is shown on
- * stderr if that is a terminal. Borrows settings. */
-int cli_engine_open(const pllm_settings *settings, uint32_t sequence_max, uint32_t context_max,
-                    pllm_engine **engine_out);
+/* The engine that the settings ask for, with the model's context. A progress bar is shown on
+ * stderr if that is a terminal. */
+int cli_engine_open(cli_program *cli, pllm_engine **engine_out);
 /* --stats and --stats-json, where asked for. result may be NULL. */
-int cli_stats(const pllm_settings *settings, const pllm_engine *engine,
-              const pllm_generate_result *result);
+int cli_stats(cli_program *cli, const pllm_engine *engine, const pllm_generate_result *result);
+void cli_stats_text(const pllm_engine *engine); /* on stderr */
+/* The error kept becomes the last one again; returns its status. */
+int cli_fail_again(const pllm_error *kept);
+
+/* A JSON string; bytes that are no UTF-8 become '?'. */
+json_t *cli_json_text(const char *text);
+/* Prints and gives back root; NULL: ENOMEM. */
+int cli_print_json(json_t *root);
 
 /* A file's content, or standard input's for "-", a zero byte after it; free(). */
 int cli_read_file(const char *path, char **text_out, uint64_t *bytes_out);
-/* Token ids: a JSON array, or a .npy file of integers of one dimension; free(). */
+/* Token ids: a JSON array, or a .npy file of integers of one dimension; free(). May be none. */
 int cli_read_ids(const char *path, uint32_t **ids_out, uint32_t *id_count_out);
 
-/* A .npy file of f32 [row_count][columns], written row by row to a file beside it that takes its
- * name only when complete. */
+/* A .npy file of f32 [row_count][columns], written row by row. */
 typedef struct npy_writer {
-    FILE *file;
-    char *path, *partial;
+    cli_output output;
     uint64_t rows_left, columns;
 } npy_writer;
 int npy_open(npy_writer *writer, const char *path, uint64_t row_count, uint64_t columns);
 int npy_write_row(npy_writer *writer, const float *row);
 int npy_finish(npy_writer *writer); /* EINVAL if rows are missing; nothing is left behind then */
 
-int command_run(const pllm_settings *settings);
-int command_chat(const pllm_settings *settings);
-int command_bench(const pllm_settings *settings);
-int command_logits(const pllm_settings *settings);
-int command_perplexity(const pllm_settings *settings);
-int command_tokenize(const pllm_settings *settings);
-int command_detokenize(const pllm_settings *settings);
-int command_doctor(const pllm_settings *settings);
+int command_run(cli_program *cli);
+int command_chat(cli_program *cli);
+int command_bench(cli_program *cli);
+int command_logits(cli_program *cli);
+int command_perplexity(cli_program *cli);
+int command_tokenize(cli_program *cli);
+int command_detokenize(cli_program *cli);
+int command_doctor(cli_program *cli);
 
 #endif

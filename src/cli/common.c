@@ -1,6 +1,5 @@
 /* common.c - from settings to an engine, and from an engine to what --stats shows. */
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -24,24 +23,21 @@ static int show_progress(void *user, const char *what, uint64_t done, uint64_t t
     return 0;
 }
 
-static const char *value_name(const char *option, uint32_t value)
-{
-    static _Thread_local char names[8][16];
-    static _Thread_local unsigned next;
-    const char *at = pllm_option_find(option)->argument;
-    for (uint32_t i = 0; i < value && at; i++) at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL;
-    char *name = names[next++ & 7];
-    size_t length = at ? strcspn(at, "|") : 0;
-    if (length > 15) length = 15;
-    if (length) memcpy(name, at, length);
-    name[length] = '\0';
-    return name;
-}
-
-int cli_engine_open(const pllm_settings *settings, uint32_t sequence_max, uint32_t context_max,
-                    pllm_engine **engine_out)
+int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
 {
     *engine_out = NULL;
+    const pllm_settings *settings = cli->settings;
+    if (settings
+            ->stats_json) { /* a place that cannot be written is found out now, not at the end */
+        int status = cli_output_open(&cli->stats, settings->stats_json);
+        if (status < 0) return status;
+    }
+    static const char *const names[] = {"policy", "prefetch_strategy", "kv_format", "compute",
+                                        "disk_io"};
+    enum { POLICY, PREFETCH, KV_FORMAT, COMPUTE, DISK_IO, NAMES };
+    char values[NAMES][16];
+    for (int i = 0; i < NAMES; i++)
+        pllm_settings_text(settings, pllm_option_find(names[i]), values[i], sizeof values[i]);
     pllm_engine_options options = {
         .struct_bytes = sizeof options,
         .threads = (uint32_t)settings->threads,
@@ -51,25 +47,26 @@ int cli_engine_open(const pllm_settings *settings, uint32_t sequence_max, uint32
         .host_memory_bytes = settings->host_memory,
         .nvme_path = settings->nvme_path,
         .nvme_size_bytes = settings->nvme_size,
-        .policy = value_name("policy", settings->policy),
-        .prefetch_strategy = value_name("prefetch_strategy", settings->prefetch_strategy),
-        .kv_format = value_name("kv_format", settings->kv_format),
-        .compute = value_name("compute", settings->compute),
-        .disk_io = value_name("disk_io", settings->disk_io),
-        .sequence_max = sequence_max,
-        .context_max = context_max,
+        .policy = values[POLICY],
+        .prefetch_strategy = values[PREFETCH],
+        .kv_format = values[KV_FORMAT],
+        .compute = values[COMPUTE],
+        .disk_io = values[DISK_IO],
+        .sequence_max = 1,
         .link_bytes_per_second =
             settings->link_bandwidth == PLLM_SIZE_UNLIMITED ? 0 : (double)settings->link_bandwidth,
         .link_latency_ns = (uint64_t)(settings->link_latency_us * 1000),
         .progress = show_progress,
     };
-    if (settings->vram_limit == 0 || settings->kv_limit == 0)
-        return pllm_fail(PLLM_EINVAL, 0,
-                         "a limit of 0 leaves nothing to work in: give a size such as "
-                         "24GB, or unlimited");
     /* A folder without a size: as much as every block of the context would take. */
     if (settings->nvme_path && settings->nvme_size == 0) options.nvme_size_bytes = PLLM_UNLIMITED;
-    return pllm_engine_open(NULL, settings->positionals[0], &options, engine_out);
+    int status = pllm_engine_open(cli->context, settings->positionals[0], &options, engine_out);
+    return cli_interrupted() ? status < 0 ? cli_canceled() : PLLM_OK : status;
+}
+
+int cli_fail_again(const pllm_error *kept)
+{
+    return pllm_fail(kept->status, kept->native, "%s", kept->text);
 }
 
 /* Most of resident memory, of this process so far. */
@@ -146,7 +143,7 @@ static json_t *stats_json(const pllm_engine *engine, const pllm_generate_result 
     return root;
 }
 
-static void stats_text(const pllm_engine *engine)
+void cli_stats_text(const pllm_engine *engine)
 {
     pllm_engine_info info = {.struct_bytes = sizeof info};
     pllm_engine_stats s = {.struct_bytes = sizeof s};
@@ -177,18 +174,19 @@ static void stats_text(const pllm_engine *engine)
     if (s.disk_note && *s.disk_note) fprintf(stderr, "disk       %s: %s\n", s.disk_io, s.disk_note);
 }
 
-int cli_stats(const pllm_settings *settings, const pllm_engine *engine,
-              const pllm_generate_result *result)
+int cli_stats(cli_program *cli, const pllm_engine *engine, const pllm_generate_result *result)
 {
-    if (settings->stats) stats_text(engine);
-    if (!settings->stats_json) return PLLM_OK;
+    if (cli->settings->stats) cli_stats_text(engine);
+    if (!cli->stats.file) return PLLM_OK;
     json_t *root = stats_json(engine, result);
     if (!root) return pllm_fail_memory("statistics", 4096);
-    int failed =
-        json_dump_file(root, settings->stats_json, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+    int failed = json_dumpf(root, cli->stats.file, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) != 0 ||
+                 fputc('\n', cli->stats.file) == EOF;
     json_decref(root);
-    if (failed)
-        return pllm_fail(PLLM_EIO, errno, "%s could not be written: %s", settings->stats_json,
-                         strerror(errno));
-    return PLLM_OK;
+    int code = errno;
+    int status = cli_output_finish(&cli->stats);
+    if (status == PLLM_OK && failed)
+        status = pllm_fail(PLLM_EIO, code, "%s could not be written: %s", cli->settings->stats_json,
+                           strerror(code));
+    return status;
 }

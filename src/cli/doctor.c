@@ -1,7 +1,6 @@
 /* doctor.c - pagedllm doctor: what this machine has, measured, and what is missing and how to get
  * it. */
 #include <dlfcn.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -22,7 +21,15 @@ typedef struct findings {
     double memory_bytes_per_second, copy_bytes_per_second;
     double disk_write_bytes_per_second, disk_read_bytes_per_second;
     char disk_name[16], disk_note[160], disk_problem[1024], cuda[160];
-    uint64_t memlock_bytes;
+    char disk_folder[256];
+    uint64_t disk_free_bytes, memlock_bytes;
+    const char *missing[8]; /* what is missing, what for, and how to get it */
+    uint32_t missing_count;
+    int driver;
+    /* of MODEL, where one is given */
+    int has_model;
+    pllm_engine_info model;
+    char model_problem[1024];
 } findings;
 
 enum { PROBE_BYTES = 64 << 20, DISK_PROBE_BYTES = 32 << 20, DISK_UNIT = 1 << 20 };
@@ -42,15 +49,15 @@ static void read_body(void *argument, uint32_t index)
     r->sums[index & 63] = sum;
 }
 
-static int measure_memory(findings *f)
+static int measure_memory(const pllm_context *context, findings *f)
 {
     pllm_threads *threads;
-    int status = pllm_threads_open(NULL, 0, &threads);
+    int status = pllm_threads_open(context, 0, &threads);
     if (status < 0) return status;
     f->threads = pllm_threads_count(threads);
     pllm_device *device;
     pllm_host_device_options options = {.struct_bytes = sizeof options};
-    status = pllm_device_open_host(NULL, &options, &device);
+    status = pllm_device_open_host(context, &options, &device);
     void *from = NULL, *to = NULL;
     if (status == PLLM_OK) status = device->ops->info(device, &f->host);
     if (status == PLLM_OK) status = device->ops->host_alloc(device, PROBE_BYTES, &from);
@@ -104,8 +111,9 @@ static double disk_pass(pllm_disk *disk, char *staging, uint32_t write)
     return DISK_PROBE_BYTES * 1e9 / (double)(pllm_clock_ns() - started);
 }
 
-static void measure_disk(const pllm_settings *settings, findings *f)
+static void measure_disk(const cli_program *cli, findings *f)
 {
+    const pllm_settings *settings = cli->settings;
     char *staging = NULL;
     pllm_disk *disk = NULL;
     if (posix_memalign((void **)&staging, 4096, 8 * DISK_UNIT) != 0) return;
@@ -116,14 +124,18 @@ static void measure_disk(const pllm_settings *settings, findings *f)
                                  .bytes = DISK_PROBE_BYTES,
                                  .staging = staging,
                                  .staging_bytes = 8 * DISK_UNIT};
-    if (pllm_disk_open(NULL, &options, &disk) < 0) {
+    if (pllm_disk_open(cli->context, &options, &disk) < 0) {
         snprintf(f->disk_problem, sizeof f->disk_problem, "%s", pllm_last_error()->text);
     } else {
         f->disk_write_bytes_per_second = disk_pass(disk, staging, 1);
         f->disk_read_bytes_per_second = disk_pass(disk, staging, 0);
         snprintf(f->disk_name, sizeof f->disk_name, "%s", disk->ops->name);
         snprintf(f->disk_note, sizeof f->disk_note, "%s", disk->note);
+        snprintf(f->disk_folder, sizeof f->disk_folder, "%s", disk->folder);
         pllm_disk_close(disk);
+        struct statvfs room;
+        if (statvfs(f->disk_folder, &room) == 0)
+            f->disk_free_bytes = (uint64_t)room.f_bavail * room.f_frsize;
     }
     free(staging);
 }
@@ -131,6 +143,7 @@ static void measure_disk(const pllm_settings *settings, findings *f)
 static void look_for_cuda(findings *f)
 {
     void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    f->driver = driver != NULL;
     snprintf(f->cuda, sizeof f->cuda, "%s",
              driver ? "an NVIDIA driver is here, but this build is host-only: the CUDA device "
                       "comes in a later release"
@@ -138,29 +151,107 @@ static void look_for_cuda(findings *f)
     if (driver) dlclose(driver);
 }
 
+static void miss(findings *f, const char *what)
+{
+    if (f->missing_count < sizeof f->missing / sizeof f->missing[0])
+        f->missing[f->missing_count++] = what;
+}
+
+static void look_for_what_is_missing(findings *f)
+{
+    if (f->disk_problem[0])
+        miss(f, "a place to spill to: give a folder on a local disk with --nvme-path");
+    else if (strstr(f->disk_note, "tmpfs"))
+        miss(f, "a spill folder on a disk (this one is in memory): give one with --nvme-path");
+    else if (strstr(f->disk_note, "O_DIRECT"))
+        miss(f, "O_DIRECT: a folder on ext4, xfs or btrfs, given with --nvme-path, has it");
+    if (!f->disk_problem[0] && strcmp(f->disk_name, "uring") != 0)
+        miss(f, "io_uring: Linux 5.6 or later, kernel.io_uring_disabled = 0, and a sandbox that "
+                "allows it; until then threads read and write");
+    if (f->memlock_bytes < 8 << 20)
+        miss(f, "8 MiB of lockable memory for io_uring's registered buffers: ulimit -l 8192, or "
+                "memlock in /etc/security/limits.conf");
+    if (strcmp(f->kernels, "avx512") != 0 && strcmp(f->kernels, "avx2") != 0)
+        miss(f, "vector kernels for this processor (AVX2 or AVX-512): plain C runs, slower");
+    if (f->driver) miss(f, "the CUDA device: this build is host-only, a later release brings it");
+}
+
+static void look_at_model(cli_program *cli, findings *f)
+{
+    pllm_engine *engine;
+    f->has_model = 1;
+    int status = cli_engine_open(cli, &engine);
+    f->model.struct_bytes = sizeof f->model;
+    if (status == PLLM_OK) status = pllm_engine_info_get(engine, &f->model);
+    if (status == PLLM_OK) status = cli_stats(cli, engine, NULL);
+    pllm_engine_close(engine);
+    if (status < 0)
+        snprintf(f->model_problem, sizeof f->model_problem, "%s", pllm_last_error()->text);
+}
+
+static json_t *model_json(const findings *f)
+{
+    const pllm_engine_info *m = &f->model;
+    if (f->model_problem[0]) return json_pack("{s:o}", "problem", cli_json_text(f->model_problem));
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:s,s:s,s:I,s:I,s:b}", "family", m->family, "layers",
+                     (json_int_t)m->layer_count, "context", (json_int_t)m->context_max,
+                     "weight_bytes", (json_int_t)m->weight_bytes, "kv_bytes_per_token",
+                     (json_int_t)m->kv_bytes_per_token, "kv_format", m->kv_format, "compute",
+                     m->compute, "least_vram_bytes", (json_int_t)m->least_vram_bytes,
+                     "least_kv_bytes", (json_int_t)m->least_kv_bytes, "tokenizer",
+                     (int)m->has_tokenizer);
+}
+
 static int report_json(const findings *f)
 {
+    json_t *missing = json_array();
+    for (uint32_t i = 0; i < f->missing_count; i++)
+        json_array_append_new(missing, json_string(f->missing[i]));
     json_t *root = json_pack(
-        "{s:s,s:i,s:s,s:I,s:I,s:f,s:f,s:s,s:s,s:s,s:f,s:f,s:I,s:s}", "version", pllm_version(),
-        "threads", (int)f->threads, "kernels", f->kernels, "host_total_bytes",
+        "{s:s,s:i,s:s,s:I,s:I,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
+        pllm_version(), "threads", (int)f->threads, "kernels", f->kernels, "host_total_bytes",
         (json_int_t)f->host.total_bytes, "host_free_bytes", (json_int_t)f->host.free_bytes,
         "memory_read_bytes_per_second", f->memory_bytes_per_second, "memory_copy_bytes_per_second",
-        f->copy_bytes_per_second, "disk", f->disk_name, "disk_note", f->disk_note, "disk_problem",
-        f->disk_problem, "disk_write_bytes_per_second", f->disk_write_bytes_per_second,
-        "disk_read_bytes_per_second", f->disk_read_bytes_per_second, "memlock_bytes",
-        (json_int_t)(f->memlock_bytes > INT64_MAX ? -1 : (json_int_t)f->memlock_bytes), "cuda",
-        f->cuda);
-    char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(4)) : NULL;
-    json_decref(root);
-    if (!text) return pllm_fail_memory("the report", 4096);
-    puts(text);
-    free(text);
-    return PLLM_OK;
+        f->copy_bytes_per_second, "disk", f->disk_name, "disk_folder",
+        cli_json_text(f->disk_folder), "disk_note", cli_json_text(f->disk_note), "disk_free_bytes",
+        (json_int_t)f->disk_free_bytes, "disk_problem", cli_json_text(f->disk_problem),
+        "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
+        f->disk_read_bytes_per_second, "memlock_bytes",
+        f->memlock_bytes > INT64_MAX ? (json_int_t)-1 : (json_int_t)f->memlock_bytes, "cuda",
+        f->cuda, "missing", missing);
+    if (root && f->has_model) json_object_set_new(root, "model", model_json(f));
+    return cli_print_json(root);
+}
+
+static void report_disk(const findings *f)
+{
+    char unused[PLLM_SIZE_TEXT_BYTES];
+    if (f->disk_problem[0]) {
+        printf("disk       not usable: %s\n", f->disk_problem);
+        return;
+    }
+    printf("disk       %s (%s free): %s, written at %.2f GB/s, read at %.2f GB/s\n", f->disk_folder,
+           pllm_size_text(f->disk_free_bytes, unused, sizeof unused), f->disk_name,
+           f->disk_write_bytes_per_second * 1e-9, f->disk_read_bytes_per_second * 1e-9);
+    if (f->disk_note[0]) printf("           %s\n", f->disk_note);
+}
+
+static void report_model(const findings *f)
+{
+    const pllm_engine_info *m = &f->model;
+    char weights[PLLM_SIZE_TEXT_BYTES];
+    if (f->model_problem[0]) return; /* main says it */
+    printf("model      %s, %u layers, context %u; %s of weights; %llu bytes of KV a token in %s\n",
+           m->family, m->layer_count, m->context_max,
+           pllm_size_text(m->weight_bytes, weights, sizeof weights),
+           (unsigned long long)m->kv_bytes_per_token, m->kv_format);
+    printf("           least --vram-limit %llu, least --kv-limit %llu\n",
+           (unsigned long long)m->least_vram_bytes, (unsigned long long)m->least_kv_bytes);
 }
 
 static int report_text(const findings *f)
 {
-    char total[32], unused[32], memlock[32];
+    char total[PLLM_SIZE_TEXT_BYTES], unused[PLLM_SIZE_TEXT_BYTES], memlock[PLLM_SIZE_TEXT_BYTES];
     printf("pagedllm   %s\n", pllm_version());
     printf("processor  %u threads, %s kernels\n", f->threads, f->kernels);
     printf("device     host: %s of memory, %s free\n",
@@ -169,43 +260,31 @@ static int report_text(const findings *f)
     printf("device     cuda: %s\n", f->cuda);
     printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one\n",
            f->memory_bytes_per_second * 1e-9, f->threads, f->copy_bytes_per_second * 1e-9);
-    if (f->disk_problem[0])
-        printf("disk       not usable: %s\n", f->disk_problem);
-    else
-        printf("disk       %s, written at %.2f GB/s, read at %.2f GB/s%s%s\n", f->disk_name,
-               f->disk_write_bytes_per_second * 1e-9, f->disk_read_bytes_per_second * 1e-9,
-               f->disk_note[0] ? "; " : "", f->disk_note);
-    printf("limits     %s of memory may be locked (ulimit -l); io_uring registers its buffers "
-           "within it\n",
+    report_disk(f);
+    printf("limits     %s of memory may be locked (ulimit -l)\n",
            f->memlock_bytes == RLIM_INFINITY
                ? "all"
                : pllm_size_text(f->memlock_bytes, memlock, sizeof memlock));
+    if (f->has_model) report_model(f);
+    if (f->missing_count == 0) puts("missing    nothing");
+    for (uint32_t i = 0; i < f->missing_count; i++) printf("missing    %s\n", f->missing[i]);
     return PLLM_OK;
 }
 
-int command_doctor(const pllm_settings *settings)
+int command_doctor(cli_program *cli)
 {
     findings f = {.kernels = pllm_kernels_best()->name};
     struct rlimit limit;
     if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0) f.memlock_bytes = limit.rlim_cur;
-    int status = measure_memory(&f);
+    int status = measure_memory(cli->context, &f);
     if (status < 0) return status;
-    measure_disk(settings, &f);
+    measure_disk(cli, &f);
+    if (cli_interrupted()) return cli_canceled();
     look_for_cuda(&f);
-    status = settings->json ? report_json(&f) : report_text(&f);
-    if (status < 0 || settings->positional_count == 0) return status;
-    pllm_engine *engine;
-    status = cli_engine_open(settings, 1, 0, &engine);
-    if (status < 0) return status;
-    pllm_engine_info info = {.struct_bytes = sizeof info};
-    pllm_engine_info_get(engine, &info);
-    if (!settings->json)
-        printf("model      %s, %u layers; %.1f MB of weights; %.0f bytes of KV a token in %s; "
-               "least --vram-limit %llu, "
-               "least --kv-limit %llu\n",
-               info.family, info.layer_count, (double)info.weight_bytes * 1e-6,
-               (double)info.kv_bytes_per_token, info.kv_format,
-               (unsigned long long)info.least_vram_bytes, (unsigned long long)info.least_kv_bytes);
-    pllm_engine_close(engine);
-    return PLLM_OK;
+    look_for_what_is_missing(&f);
+    if (cli->settings->positional_count > 0) look_at_model(cli, &f);
+    if (cli_interrupted()) return cli_canceled();
+    pllm_error kept = *pllm_last_error();
+    status = cli->settings->json ? report_json(&f) : report_text(&f);
+    return status == PLLM_OK && f.model_problem[0] ? cli_fail_again(&kept) : status;
 }

@@ -4,7 +4,8 @@
  * dictionary as text, then the elements. Only what this program exchanges is read: one dimension,
  * C order, little-endian integers. */
 #include <errno.h>
-#include <jansson.h>
+#include <fcntl.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,34 +14,54 @@
 
 static const char npy_magic[] = "\x93NUMPY";
 
+/* Everything that comes from fd; free(). EIO: errno says why. */
+static int read_all(int fd, char **text_out, size_t *used_out)
+{
+    size_t used = 0, room = 1 << 16, got = 0;
+    char *text = malloc(room);
+    if (!text) return PLLM_ENOMEM;
+    for (;;) {
+        int status = cli_read(fd, text + used, room - used - 1, &got);
+        if (status < 0) {
+            int code = errno;
+            free(text);
+            errno = code;
+            return status;
+        }
+        if (got == 0) break;
+        used += got;
+        if (used < room - 1) continue;
+        char *grown = room > SIZE_MAX / 2 ? NULL : realloc(text, room * 2);
+        if (!grown) {
+            free(text);
+            return PLLM_ENOMEM;
+        }
+        text = grown;
+        room *= 2;
+    }
+    text[used] = '\0';
+    *text_out = text;
+    *used_out = used;
+    return PLLM_OK;
+}
+
 int cli_read_file(const char *path, char **text_out, uint64_t *bytes_out)
 {
     *text_out = NULL;
     *bytes_out = 0;
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
-    if (!file)
-        return pllm_fail(PLLM_ENOTFOUND, errno, "%s cannot be opened: %s", path, strerror(errno));
-    size_t used = 0, room = 1 << 16;
-    char *text = malloc(room);
-    while (text) {
-        used += fread(text + used, 1, room - used - 1, file);
-        if (used < room - 1) break;
-        char *grown = room > SIZE_MAX / 2 ? NULL : realloc(text, room * 2);
-        if (!grown) free(text);
-        text = grown;
-        room *= 2;
-    }
-    int failed = ferror(file), code = errno;
-    if (file != stdin) fclose(file);
-    if (!text) return pllm_fail_memory(path, room);
-    if (failed) {
-        free(text);
-        return pllm_fail(PLLM_EIO, code, "%s cannot be read: %s", path, strerror(code));
-    }
-    text[used] = '\0';
-    *text_out = text;
+    bool standard = strcmp(path, "-") == 0;
+    const char *name = standard ? "standard input" : path;
+    int fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return pllm_fail(PLLM_ENOTFOUND, errno, "%s cannot be opened: %s", name, strerror(errno));
+    size_t used = 0;
+    int status = read_all(fd, text_out, &used), code = errno;
+    if (!standard) close(fd);
     *bytes_out = used;
-    return PLLM_OK;
+    if (status == PLLM_ENOMEM) return pllm_fail_memory(name, used);
+    if (status == PLLM_EIO)
+        return pllm_fail(PLLM_EIO, code, "%s cannot be read: %s", name, strerror(code));
+    return status;
 }
 
 static int ids_from_json(const char *path, const char *text, uint64_t bytes, uint32_t **ids_out,
@@ -52,11 +73,11 @@ static int ids_from_json(const char *path, const char *text, uint64_t bytes, uin
         return pllm_fail(PLLM_EINVAL, 0, "%s is neither .npy nor a JSON array: %s", path,
                          error.text);
     size_t count = json_array_size(root);
-    int status = !json_is_array(root) || count == 0 || count > UINT32_MAX
+    int status = !json_is_array(root) || count > UINT32_MAX
                      ? pllm_fail(PLLM_EINVAL, 0,
                                  "%s is not a JSON array of token ids, such as [1, 2, 3]", path)
                      : PLLM_OK;
-    uint32_t *ids = status == PLLM_OK ? malloc(count * sizeof *ids) : NULL;
+    uint32_t *ids = status == PLLM_OK ? malloc((count + 1) * sizeof *ids) : NULL;
     if (status == PLLM_OK && !ids) status = pllm_fail_memory("token ids", count * sizeof *ids);
     for (size_t i = 0; status == PLLM_OK && i < count; i++) {
         json_t *item = json_array_get(root, i);
@@ -101,10 +122,10 @@ static int ids_from_npy(const char *path, const char *data, uint64_t bytes, uint
                          "%s must hold one dimension of little-endian 32- or 64-bit integers",
                          path);
     const char *at = data + 10 + header;
-    if (count == 0 || count > UINT32_MAX || (bytes - 10 - header) / width < count)
+    if (count > UINT32_MAX || (bytes - 10 - header) / width < count)
         return pllm_fail(PLLM_EINVAL, 0, "%s announces %llu ids, but does not hold them", path,
                          count);
-    uint32_t *ids = malloc(count * sizeof *ids);
+    uint32_t *ids = malloc((count + 1) * sizeof *ids);
     if (!ids) return pllm_fail_memory("token ids", count * sizeof *ids);
     for (uint64_t i = 0; i < count; i++) {
         int64_t value = 0;
@@ -130,6 +151,7 @@ int cli_read_ids(const char *path, uint32_t **ids_out, uint32_t *id_count_out)
     uint64_t bytes;
     int status = cli_read_file(path, &text, &bytes);
     if (status < 0) return status;
+    if (strcmp(path, "-") == 0) path = "standard input";
     int is_npy = bytes >= 6 && memcmp(text, npy_magic, 6) == 0;
     status = is_npy ? ids_from_npy(path, text, bytes, ids_out, id_count_out)
                     : ids_from_json(path, text, bytes, ids_out, id_count_out);
@@ -145,30 +167,21 @@ int npy_open(npy_writer *writer, const char *path, uint64_t row_count, uint64_t 
                           "{'descr': '<f4', 'fortran_order': False, 'shape': (%llu, %llu), }",
                           (unsigned long long)row_count, (unsigned long long)columns);
     int padded = (10 + length + 1 + 63) / 64 * 64 - 10; /* the data begins at a multiple of 64 */
-    writer->path = strdup(path);
-    if (!writer->path || asprintf(&writer->partial, "%s.partial", path) < 0) {
-        writer->partial = NULL;
-        npy_finish(writer);
-        return pllm_fail_memory("a file's name", strlen(path));
-    }
-    writer->file = fopen(writer->partial, "wb");
-    if (!writer->file) {
-        int code = errno;
-        npy_finish(writer);
-        return pllm_fail(PLLM_EIO, code, "%s cannot be written: %s", path, strerror(code));
-    }
+    int status = cli_output_open(&writer->output, path);
+    if (status < 0) return status;
     const unsigned char version[4] = {1, 0, (unsigned char)(padded & 255),
                                       (unsigned char)(padded >> 8)};
-    fwrite(npy_magic, 1, 6, writer->file);
-    fwrite(version, 1, 4, writer->file);
-    fprintf(writer->file, "%-*s\n", padded - 1, header);
+    FILE *file = writer->output.file; /* its errors are seen at the first row, or at the end */
+    fwrite(npy_magic, 1, 6, file);
+    fwrite(version, 1, 4, file);
+    fprintf(file, "%-*s\n", padded - 1, header);
     return PLLM_OK;
 }
 
 int npy_write_row(npy_writer *writer, const float *row)
 {
-    if (fwrite(row, sizeof *row, writer->columns, writer->file) != writer->columns)
-        return pllm_fail(PLLM_EIO, errno, "%s cannot be written: %s", writer->path,
+    if (fwrite(row, sizeof *row, writer->columns, writer->output.file) != writer->columns)
+        return pllm_fail(PLLM_EIO, errno, "%s cannot be written: %s", writer->output.path,
                          strerror(errno));
     writer->rows_left--;
     return PLLM_OK;
@@ -176,23 +189,7 @@ int npy_write_row(npy_writer *writer, const float *row)
 
 int npy_finish(npy_writer *writer)
 {
-    int status = PLLM_OK;
-    if (writer->file) {
-        int failed = fclose(writer->file);
-        if (failed || writer->rows_left) {
-            status = failed ? pllm_fail(PLLM_EIO, errno, "%s cannot be written: %s", writer->path,
-                                        strerror(errno))
-                            : PLLM_EINVAL; /* whoever stopped early has said why */
-            unlink(writer->partial);
-        } else if (rename(writer->partial, writer->path) != 0) {
-            status = pllm_fail(PLLM_EIO, errno, "%s cannot be named so: %s", writer->path,
-                               strerror(errno));
-            unlink(writer->partial);
-        }
-    }
-    free(writer->path);
-    free(writer->partial);
-    writer->file = NULL;
-    writer->path = writer->partial = NULL;
-    return status;
+    if (writer->rows_left == 0) return cli_output_finish(&writer->output);
+    cli_output_discard(&writer->output);
+    return PLLM_EINVAL; /* whoever stopped early has said why */
 }

@@ -1,20 +1,32 @@
 /* main.c - the program: settings, signals, a command, and its end.
  *
  * Exit status: 0 done; 1 failed, with one sentence on stderr; 2 the command line was wrong;
- * 128 + signal when interrupted. Whatever ends a command, the engine is closed in order. */
+ * 128 + signal when interrupted. Whatever ends a command, the engine is closed in order.
+ *
+ * A signal only leaves a note, and a byte in a pipe that every wait for input watches: whichever
+ * thread it comes to, and whenever, it is not missed. */
+#include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/context.h"
+#include "base/log.h"
 #include "cli/cli.h"
 
 static volatile sig_atomic_t caught_signal;
+static int signal_pipe[2] = {-1, -1};
 
 static void on_signal(int number)
 {
     if (caught_signal) _Exit(128 + number); /* the second one is meant */
+    int kept = errno;
     caught_signal = number;
+    if (write(signal_pipe[1], "", 1) < 0) errno = kept;
+    errno = kept;
 }
 
 int cli_interrupted(void)
@@ -24,14 +36,41 @@ int cli_interrupted(void)
 
 int cli_canceled(void)
 {
-    return pllm_fail(PLLM_ECANCELED, 0, "interrupted by %s", strsignal(caught_signal));
+    return pllm_fail(PLLM_ECANCELED, 0, "interrupted by %s",
+                     caught_signal == SIGINT ? "SIGINT" : "SIGTERM");
 }
 
-static int (*find_command(const char *name))(const pllm_settings *)
+int cli_interrupt_taken(void)
+{
+    char byte;
+    if (caught_signal != SIGINT) return 0;
+    if (read(signal_pipe[0], &byte, 1) < 0) return 0;
+    caught_signal = 0;
+    return 1;
+}
+
+int cli_read(int fd, void *buffer, size_t bytes, size_t *read_out)
+{
+    *read_out = 0;
+    struct pollfd waits[2] = {{.fd = fd, .events = POLLIN},
+                              {.fd = signal_pipe[0], .events = POLLIN}};
+    for (;;) {
+        int ready = poll(waits, 2, -1);
+        if (cli_interrupted()) return cli_canceled();
+        if (ready < 0 && errno == EINTR) continue;
+        ssize_t got = read(fd, buffer, bytes);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        if (got < 0) return PLLM_EIO;
+        *read_out = (size_t)got;
+        return PLLM_OK;
+    }
+}
+
+static int (*find_command(const char *name))(cli_program *)
 {
     static const struct {
         const char *name;
-        int (*run)(const pllm_settings *settings);
+        int (*run)(cli_program *cli);
     } commands[] = {
         {"run", command_run},
         {"chat", command_chat},
@@ -47,51 +86,110 @@ static int (*find_command(const char *name))(const pllm_settings *)
     return NULL;
 }
 
-static int complain(int exit_status)
+static int complain(const pllm_settings *settings, int exit_status)
 {
     fflush(stdout);
-    fprintf(stderr, "pagedllm: %s\n", pllm_last_error()->text);
+    pllm_log_sink sink;
+    pllm_log_sink_init(&sink, STDERR_FILENO, settings ? settings->log_format : PLLM_LOG_TEXT);
+    pllm_log_sink_write(&sink, PLLM_LOG_ERROR, pllm_last_error()->text);
     return exit_status;
 }
 
-static int run(const pllm_settings *settings)
+/* What is given and could have no effect is refused, not ignored. */
+static int check(const pllm_settings *settings)
 {
-    if (settings->version) return printf("pagedllm %s\n", pllm_version()) < 0;
-    if (settings->help || !settings->command) {
+    if (pllm_settings_given(settings, "page_size"))
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "--page-size is the size of weight pages, which come with the next "
+                         "release: leave it out (KV blocks are 32 tokens)");
+    if (strncmp(settings->device, "cuda", 4) == 0)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "--device %s: this build is host-only, the CUDA device comes with a later "
+                         "release: use --device host",
+                         settings->device);
+    if (strcmp(settings->device, "host") != 0)
+        return pllm_fail(PLLM_EINVAL, 0, "--device '%s' is unknown: use host", settings->device);
+    if (settings->vram_limit == 0 || settings->kv_limit == 0)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "--%s 0 leaves nothing to work in: give a size such as 24GB, or unlimited",
+                         settings->vram_limit == 0 ? "vram-limit" : "kv-limit");
+    for (uint32_t i = 0; i < settings->stop.count; i++)
+        if (settings->stop.items[i][0] == '\0')
+            return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");
+    bool engine = settings->positional_count > 0 && strstr(settings->command, "tokenize") == NULL;
+    if (!engine && pllm_settings_source(settings, "stats_json") == PLLM_FROM_FLAG)
+        return pllm_fail(PLLM_EINVAL, 0, "--stats-json: %s runs no model here, so there are none",
+                         settings->command);
+    return PLLM_OK;
+}
+
+static int run(const pllm_settings *settings, const pllm_context *context)
+{
+    cli_program cli = {.settings = settings, .context = context};
+    if (settings->version) {
+        printf("pagedllm %s\n", pllm_version());
+    } else if (settings->help || !settings->command) {
         int status = pllm_options_help(settings->help ? stdout : stderr, settings->command);
-        return status < 0 ? complain(1) : settings->help ? 0 : 2;
-    }
-    int (*command)(const pllm_settings *) = find_command(settings->command);
-    if (!command) {
-        pllm_fail(PLLM_EINVAL, 0, "'%s' is no command: see pagedllm --help", settings->command);
-        return complain(2);
-    }
-    int status = command(settings);
-    if (status < 0) {
-        int failed = complain(1);
-        return caught_signal ? 128 + caught_signal : failed;
+        return status < 0 ? complain(settings, 1) : settings->help ? 0 : 2;
+    } else {
+        int (*command)(cli_program *) = find_command(settings->command);
+        if (!command)
+            pllm_fail(PLLM_EINVAL, 0, "'%s' is no command: see pagedllm --help", settings->command);
+        if (!command || check(settings) < 0) return complain(settings, 2);
+        int status = command(&cli);
+        cli_output_discard(&cli.stats);
+        if (status < 0) {
+            int failed = complain(settings, 1);
+            return caught_signal ? 128 + caught_signal : failed;
+        }
     }
     /* A full disk or a closed pipe behind stdout is a failure too. */
     if (fflush(stdout) != 0 || ferror(stdout)) {
         pllm_fail(PLLM_EIO, 0, "standard output could not be written to the end");
-        return complain(1);
+        return complain(settings, 1);
     }
     return 0;
+}
+
+/* A descriptor that is closed must not become the model's or the spill file's: it is filled with
+ * one that refuses what it is for. */
+static void fill_standard(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
+static int catch_signals(void)
+{
+    if (pipe2(signal_pipe, O_CLOEXEC | O_NONBLOCK) != 0)
+        return pllm_fail(PLLM_EIO, errno, "no pipe for signals: %s", strerror(errno));
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    return PLLM_OK;
 }
 
 int main(int argc, char **argv)
 {
     extern char **environ;
+    fill_standard();
     setlocale(LC_CTYPE, "C.UTF-8");
-    struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    pllm_settings *settings;
+    pllm_settings *settings = NULL;
     if (pllm_settings_load(NULL, argc, (const char *const *)argv, (const char *const *)environ,
                            &settings) < 0)
-        return complain(2);
-    int status = run(settings);
+        return complain(settings, 2);
+    pllm_log_sink sink;
+    pllm_log_sink_init(&sink, STDERR_FILENO, settings->log_format);
+    pllm_context_options options = {.struct_bytes = sizeof options,
+                                    .log_level = settings->log_level,
+                                    .user = &sink,
+                                    .log = pllm_log_sink_write};
+    pllm_context *context = NULL;
+    int status = catch_signals();
+    if (status == PLLM_OK) status = pllm_context_open(&options, &context);
+    int exit_status = status < 0 ? complain(settings, 1) : run(settings, context);
+    pllm_context_close(context);
     pllm_settings_close(settings);
-    return status;
+    return exit_status;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/context.h"
 #include "cli/cli.h"
+#include "engine/parts.h"
 
 static int print_text(void *user, const char *text, uint64_t bytes)
 {
@@ -16,16 +17,48 @@ static int read_prompt(const pllm_settings *settings, char **text_out, uint64_t 
     if (!settings->prompt == !settings->prompt_file)
         return pllm_fail(PLLM_EINVAL, 0,
                          "give the prompt with either --prompt TEXT or --prompt-file FILE");
-    if (settings->prompt_file) return cli_read_file(settings->prompt_file, text_out, bytes_out);
-    *text_out = strdup(settings->prompt);
-    if (!*text_out) return pllm_fail_memory("the prompt", strlen(settings->prompt));
-    *bytes_out = strlen(settings->prompt);
-    return PLLM_OK;
+    if (settings->prompt_file) {
+        int status = cli_read_file(settings->prompt_file, text_out, bytes_out);
+        if (status < 0) return status;
+    } else {
+        *text_out = strdup(settings->prompt);
+        if (!*text_out) return pllm_fail_memory("the prompt", strlen(settings->prompt));
+        *bytes_out = strlen(settings->prompt);
+    }
+    if (*bytes_out > 0) return PLLM_OK;
+    free(*text_out);
+    *text_out = NULL;
+    return pllm_fail(PLLM_EINVAL, 0, "the prompt is empty: give at least one token of text");
 }
 
-static int complete(const pllm_settings *settings, pllm_engine *engine, const uint32_t *ids,
-                    uint32_t count)
+/* The ids of the text, behind the model's first token if it asks for one; free(). */
+static int encode(pllm_engine *engine, const char *text, uint64_t bytes, uint32_t **ids_out,
+                  uint32_t *count_out)
 {
+    uint32_t *ids, count, first = 0;
+    int status = pllm_engine_encode(engine, text, bytes, 0, &ids, &count);
+    if (status < 0) return status;
+    const pllm_tokenizer *tokenizer = pllm_engine_tokenizer(engine);
+    if (count == 0) /* only bytes that the vocabulary lacks */
+        status = pllm_fail(PLLM_EINVAL, 0, "the prompt is empty: no byte of it has a token");
+    uint32_t *all = malloc(((size_t)count + 1) * sizeof *all);
+    if (status == PLLM_OK && !all) status = pllm_fail_memory("token ids", count * sizeof *all);
+    if (status == PLLM_OK) {
+        if (pllm_tokenizer_add_bos(tokenizer) && pllm_tokenizer_bos(tokenizer) != PLLM_NO_TOKEN)
+            all[first++] = pllm_tokenizer_bos(tokenizer);
+        memcpy(all + first, ids, count * sizeof *all);
+        *count_out = first + count;
+        *ids_out = all;
+    } else {
+        free(all);
+    }
+    pllm_engine_free(engine, ids);
+    return status;
+}
+
+static int complete(cli_program *cli, pllm_engine *engine, const uint32_t *ids, uint32_t count)
+{
+    const pllm_settings *settings = cli->settings;
     pllm_sequence *sequence;
     int status = pllm_sequence_open(engine, &sequence);
     if (status < 0) return status;
@@ -42,27 +75,25 @@ static int complete(const pllm_settings *settings, pllm_engine *engine, const ui
     status = pllm_generate(engine, sequence, ids, count, &options, &result);
     pllm_sequence_close(sequence);
     if (cli_interrupted()) return cli_canceled();
-    if (status == PLLM_OK && result.stop == PLLM_STOP_CANCELED)
-        status = pllm_fail(PLLM_EIO, 0, "standard output could not be written");
+    if (status == PLLM_OK && ferror(stdout))
+        status = pllm_fail(PLLM_EIO, 0, "standard output could not be written to the end");
     if (status == PLLM_OK && result.stop == PLLM_STOP_CONTEXT)
-        pllm_log(NULL, PLLM_LOG_WARN, "generation ended because the context is full");
-    return status < 0 ? status : cli_stats(settings, engine, &result);
+        pllm_log(cli->context, PLLM_LOG_WARN, "generation ended because the context is full");
+    return status < 0 ? status : cli_stats(cli, engine, &result);
 }
 
-int command_run(const pllm_settings *settings)
+int command_run(cli_program *cli)
 {
     char *text;
     uint64_t bytes;
-    int status = read_prompt(settings, &text, &bytes);
+    int status = read_prompt(cli->settings, &text, &bytes);
     if (status < 0) return status;
     pllm_engine *engine;
-    status = cli_engine_open(settings, 1, 0, &engine);
+    status = cli_engine_open(cli, &engine);
     uint32_t *ids = NULL, count = 0;
-    if (status == PLLM_OK) status = pllm_engine_encode(engine, text, bytes, 0, &ids, &count);
-    if (status == PLLM_OK && count == 0)
-        status = pllm_fail(PLLM_EINVAL, 0, "the prompt is empty: give at least one token of text");
-    if (status == PLLM_OK) status = complete(settings, engine, ids, count);
-    if (engine) pllm_engine_free(engine, ids);
+    if (status == PLLM_OK) status = encode(engine, text, bytes, &ids, &count);
+    if (status == PLLM_OK) status = complete(cli, engine, ids, count);
+    free(ids);
     pllm_engine_close(engine);
     free(text);
     return status;

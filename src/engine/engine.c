@@ -128,12 +128,11 @@ static int choose_formats(pllm_engine *engine, pllm_dtype *kv_out)
 static int refuse_limit(const char *option, uint64_t limit, uint64_t least, const char *what)
 {
     char have[32], need[32];
-    return pllm_fail(
-        PLLM_ENODEVMEM, 0,
-        "--%s is %s, but this model needs at least %s (%llu bytes) %s: raise it, lower "
-        "the context or use a smaller --kv-format",
-        option, pllm_size_text(limit, have, sizeof have), pllm_size_text(least, need, sizeof need),
-        (unsigned long long)least, what);
+    return pllm_fail(PLLM_ENODEVMEM, 0,
+                     "--%s is %s, but this model needs at least %s (%llu bytes) %s: raise it "
+                     "or use a smaller --kv-format",
+                     option, pllm_size_text(limit, have, sizeof have),
+                     pllm_size_text(least, need, sizeof need), (unsigned long long)least, what);
 }
 
 static uint64_t round_up(uint64_t bytes, uint64_t unit)
