@@ -292,8 +292,19 @@ static uint32_t decode_index(const pllm_pass *pass, uint32_t item)
     return index;
 }
 
-static void decode_task(pllm_pass *pass, const wave_entry *entry, uint32_t kv_head,
-                        const thread_space *space)
+/* The blocks of one chunk that a generated row sees, but for its own open one. */
+static void view_chunk(const pllm_engine *engine, const pass_item *item, uint32_t chunk,
+                       pllm_kv_view *view)
+{
+    uint32_t first = chunk * PLLM_CHUNK_BLOCKS, pinned_first, pinned_end;
+    chunk_blocks(engine, item, chunk, &pinned_first, &pinned_end);
+    *view = (pllm_kv_view){.token_count = PLLM_CHUNK_TOKENS, .block_count = pinned_end - first};
+    for (uint32_t i = 0; i < view->block_count; i++) view->blocks[i] = item->views[first + i];
+}
+
+/* next: what this thread attends after it with the same head, or NULL; only to fetch it early. */
+static void decode_task(pllm_pass *pass, const wave_entry *entry, const wave_entry *next,
+                        uint32_t kv_head, const thread_space *space)
 {
     pllm_engine *engine = pass->engine;
     const pllm_model_shape *shape = &engine->shape;
@@ -309,10 +320,12 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, uint32_t kv_he
     float scale = 1.0f / sqrtf((float)d);
     for (uint32_t i = 0; i < group * d; i++) q[i] *= scale;
 
-    uint32_t first = chunk * PLLM_CHUNK_BLOCKS, pinned_first, pinned_end;
-    chunk_blocks(engine, item, chunk, &pinned_first, &pinned_end);
-    pllm_kv_view view = {.token_count = PLLM_CHUNK_TOKENS, .block_count = pinned_end - first};
-    for (uint32_t i = 0; i < view.block_count; i++) view.blocks[i] = item->views[first + i];
+    pllm_kv_view view, following;
+    view_chunk(engine, item, chunk, &view);
+    if (next) {
+        view_chunk(engine, &pass->items[next->item], next->chunk_first, &following);
+        view.next = &following;
+    }
     if (chunk + 1 == item->chunk_count) {
         char *open = pllm_kv_open_block(&engine->cache, item->sequence->slot, pass->layer);
         float *k = q + group * d;
@@ -344,10 +357,32 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, uint32_t kv_he
                                           item->chunk_count, d);
 }
 
+/* Generated rows only: tasks are head by head, chunk by chunk, handed out in ranges, so that a
+ * thread knows which chunk it attends next. */
+static void run_decode_wave(pass_thread *thread, const attention_wave *wave)
+{
+    pllm_pass *pass = thread->pass;
+    pllm_engine *engine = pass->engine;
+    thread_space *space = &engine->spaces[thread->index];
+    uint32_t threads = pllm_threads_count(engine->threads);
+    uint32_t grain = wave->task_count / (threads * 6), first, end;
+    grain = grain < 1 ? 1 : grain > 8 ? 8 : grain;
+    while (pllm_threads_next_range(engine->threads, wave->task_count, grain, &first, &end))
+        for (uint32_t task = first; task < end; task++) {
+            const wave_entry *entry = &wave->entries[task % wave->entry_count];
+            int same_head = task + 1 < end && (task + 1) % wave->entry_count != 0;
+            decode_task(pass, entry, same_head ? entry + 1 : NULL, task / wave->entry_count, space);
+        }
+}
+
 static void run_wave(pass_thread *thread, const attention_wave *wave)
 {
     pllm_pass *pass = thread->pass;
     thread_space *space = &pass->engine->spaces[thread->index];
+    if (pass->prompt_items == 0) {
+        run_decode_wave(thread, wave);
+        return;
+    }
     for (uint32_t task; pllm_threads_next(pass->engine->threads, wave->task_count, &task);) {
         uint32_t low = 0, high = wave->entry_count;
         while (high - low > 1) {
@@ -359,7 +394,7 @@ static void run_wave(pass_thread *thread, const attention_wave *wave)
         }
         const wave_entry *entry = &wave->entries[low];
         if (pass->items[entry->item].decode)
-            decode_task(pass, entry, task - entry->task_first, space);
+            decode_task(pass, entry, NULL, task - entry->task_first, space);
         else
             prompt_task(pass, entry, task - entry->task_first, space->attention);
     }
