@@ -18,7 +18,7 @@ typedef struct findings {
     uint32_t threads;
     const char *kernels;
     pllm_device_info host;
-    double memory_bytes_per_second, copy_bytes_per_second;
+    double memory_bytes_per_second, copy_bytes_per_second, copy_all_bytes_per_second;
     double disk_write_bytes_per_second, disk_read_bytes_per_second;
     char disk_name[16], disk_note[160], disk_problem[1024], cuda[160];
     char disk_folder[256];
@@ -32,13 +32,22 @@ typedef struct findings {
     char model_problem[1024];
 } findings;
 
-enum { PROBE_BYTES = 64 << 20, DISK_PROBE_BYTES = 32 << 20, DISK_UNIT = 1 << 20 };
+enum { PROBE_BYTES = 64 << 20, DISK_PROBE_BYTES = 256 << 20, DISK_UNIT = 1 << 20 };
 
 typedef struct reading {
     pllm_threads *threads;
     const uint64_t *data;
+    uint64_t *target;
     uint64_t sums[64];
 } reading;
+
+static void copy_body(void *argument, uint32_t index)
+{
+    reading *r = argument;
+    uint64_t first, end;
+    pllm_threads_share(r->threads, index, PROBE_BYTES / 8, 8, &first, &end);
+    memcpy(r->target + first, r->data + first, (end - first) * 8);
+}
 
 static void read_body(void *argument, uint32_t index)
 {
@@ -65,8 +74,8 @@ static int measure_memory(const pllm_context *context, findings *f)
     if (status == PLLM_OK) {
         memset(from, 1, PROBE_BYTES);
         memset(to, 2, PROBE_BYTES);
-        reading r = {.threads = threads, .data = from};
-        uint64_t best_read = UINT64_MAX, best_copy = UINT64_MAX;
+        reading r = {.threads = threads, .data = from, .target = to};
+        uint64_t best_read = UINT64_MAX, best_copy = UINT64_MAX, best_all = UINT64_MAX;
         for (int run = 0; run < 5; run++) {
             uint64_t started = pllm_clock_ns();
             pllm_threads_run(threads, read_body, &r);
@@ -75,9 +84,13 @@ static int measure_memory(const pllm_context *context, findings *f)
             uint64_t ended = pllm_clock_ns();
             if (middle - started < best_read) best_read = middle - started;
             if (ended - middle < best_copy) best_copy = ended - middle;
+            pllm_threads_run(threads, copy_body, &r);
+            uint64_t all = pllm_clock_ns() - ended;
+            if (all < best_all) best_all = all;
         }
         f->memory_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_read;
         f->copy_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_copy;
+        f->copy_all_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_all;
     }
     if (device && from) device->ops->host_free(device, from, PROBE_BYTES);
     if (device && to) device->ops->host_free(device, to, PROBE_BYTES);
@@ -208,11 +221,12 @@ static int report_json(const findings *f)
     for (uint32_t i = 0; i < f->missing_count; i++)
         json_array_append_new(missing, json_string(f->missing[i]));
     json_t *root = json_pack(
-        "{s:s,s:i,s:s,s:I,s:I,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
+        "{s:s,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
         pllm_version(), "threads", (int)f->threads, "kernels", f->kernels, "host_total_bytes",
         (json_int_t)f->host.total_bytes, "host_free_bytes", (json_int_t)f->host.free_bytes,
         "memory_read_bytes_per_second", f->memory_bytes_per_second, "memory_copy_bytes_per_second",
-        f->copy_bytes_per_second, "disk", f->disk_name, "disk_folder",
+        f->copy_bytes_per_second, "memory_copy_all_threads_bytes_per_second",
+        f->copy_all_bytes_per_second, "disk", f->disk_name, "disk_folder",
         cli_json_text(f->disk_folder), "disk_note", cli_json_text(f->disk_note), "disk_free_bytes",
         (json_int_t)f->disk_free_bytes, "disk_problem", cli_json_text(f->disk_problem),
         "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
@@ -258,8 +272,9 @@ static int report_text(const findings *f)
            pllm_size_text(f->host.total_bytes, total, sizeof total),
            pllm_size_text(f->host.free_bytes, unused, sizeof unused));
     printf("device     cuda: %s\n", f->cuda);
-    printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one\n",
-           f->memory_bytes_per_second * 1e-9, f->threads, f->copy_bytes_per_second * 1e-9);
+    printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one, %.1f with all\n",
+           f->memory_bytes_per_second * 1e-9, f->threads, f->copy_bytes_per_second * 1e-9,
+           f->copy_all_bytes_per_second * 1e-9);
     report_disk(f);
     printf("limits     %s of memory may be locked (ulimit -l)\n",
            f->memlock_bytes == RLIM_INFINITY

@@ -298,7 +298,8 @@ static void view_chunk(const pllm_engine *engine, const pass_item *item, uint32_
 {
     uint32_t first = chunk * PLLM_CHUNK_BLOCKS, pinned_first, pinned_end;
     chunk_blocks(engine, item, chunk, &pinned_first, &pinned_end);
-    *view = (pllm_kv_view){.token_count = PLLM_CHUNK_TOKENS, .block_count = pinned_end - first};
+    *view = (pllm_kv_view){.token_count = (pinned_end - first) * PLLM_BLOCK_TOKENS,
+                           .block_count = pinned_end - first};
     for (uint32_t i = 0; i < view->block_count; i++) view->blocks[i] = item->views[first + i];
 }
 
