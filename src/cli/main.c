@@ -166,7 +166,8 @@ static int catch_signals(void)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN); /* both come back as errors of the write */
+    signal(SIGXFSZ, SIG_IGN);
     return PLLM_OK;
 }
 
