@@ -6,7 +6,7 @@ in the same run (B: the bytes that moved for a token, T: the unlimited time):
   the same over a 10 GB/s link      1.25 max(T, B / 10 GB/s)
   rest on disk                      1.25 max(T, B / disk read bandwidth)
 A run that moved fewer bytes than were not resident fails (pagedllm bench says so), and so does a
-process that took more than weights + device bytes + host blocks + 64 MiB.
+process whose resident memory passed weights + device bytes + the host budget + 64 MiB.
 
 Usage: paging.py [--smoke]    ROUNDS=5   NVME_PATH=folder of the spill file (default: build/)
 """
@@ -36,10 +36,11 @@ def main():
     # Smoke contexts are so small that a tenth is below the least that works.
     limit = max(kv // 10, stats["least_kv_bytes"])
     spill = ["--nvme-path", FOLDER, "--nvme-size", kv + (64 << 20)]
+    host = kv + (64 << 20)  # every block, and an extent begun for each layer
     ways = {
         "unlimited": [],
-        "host memory": ["--kv-limit", limit, "--host-memory", "unlimited"],
-        "10 GB/s link": ["--kv-limit", limit, "--host-memory", "unlimited", "--link-bandwidth", "10GB"],
+        "host memory": ["--kv-limit", limit, "--host-memory", host],
+        "10 GB/s link": ["--kv-limit", limit, "--host-memory", host, "--link-bandwidth", "10GB"],
         "disk": ["--kv-limit", limit, "--host-memory", 0, *spill],
     }
     ms = {name: [] for name in ways}
@@ -55,9 +56,8 @@ def main():
             moved[name] = result["host_to_device_bytes_per_token"] + result["disk_to_device_bytes_per_token"]
             waits[name] = result["wait_ms_per_token"]
             allowed = report["weight_bytes"] + report["device_bytes_peak"] + (64 << 20)
-            allowed += stats["host_slots_used"] * stats["frame_bytes"]
-            if name == "host memory" or name == "10 GB/s link":
-                allowed += kv  # host blocks, freed by the time statistics are written
+            if "--host-memory" in limits:
+                allowed += limits[limits.index("--host-memory") + 1]
             resident.append((name, stats["peak_resident_bytes"], allowed))
     free, copy, disk = median(ms["unlimited"]), median(copies), median(disks)
     bounds = {
