@@ -139,7 +139,9 @@ static json_t *stats_json(const pllm_engine *engine, const pllm_generate_result 
                         json_real(per_second(s.prompt_tokens, s.prefill_ns)));
     json_object_set_new(root, "decode_tokens_per_second",
                         json_real(per_second(s.generated_tokens, s.decode_ns)));
-    if (result) json_object_set_new(root, "stop_reason", json_integer(result->stop));
+    static const char *const reasons[] = {"length", "end", "string", "context", "canceled"};
+    if (result && result->stop <= PLLM_STOP_CANCELED)
+        json_object_set_new(root, "stop_reason", json_string(reasons[result->stop]));
     return root;
 }
 

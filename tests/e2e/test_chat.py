@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """A conversation, through a pipe and on a terminal."""
+import fcntl
 import os
 import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 import unittest
 
@@ -18,8 +20,11 @@ class Terminal:
 
     def __init__(self, program, environment, *arguments):
         self.master, slave = pty.openpty()
+        # In a session of its own, whose terminal this is: Ctrl-C typed there is SIGINT.
+        take = lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         self.process = subprocess.Popen([program, *map(str, arguments)], stdin=slave, stdout=slave,
-                                        stderr=slave, env=environment, start_new_session=True)
+                                        stderr=slave, env=environment, start_new_session=True,
+                                        preexec_fn=take)
         os.close(slave)
         self.seen = b""
 
@@ -127,13 +132,23 @@ class Chat(ProgramTest):
         terminal.expect("sea.\r\n")
         while len(terminal.seen) < 20: # it has begun to answer
             self.assertTrue(terminal.read(time.monotonic() + 60))
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.send("\x03")
         self.assertTrue(terminal.expect("> ").strip())
         terminal.send("/stats\n")
         terminal.expect("generated")
         terminal.expect("> ")
-        terminal.process.send_signal(signal.SIGINT) # at the prompt it ends the chat
+        terminal.send("\x03") # at the prompt it ends the chat
         self.assertEqual(terminal.finish(), 128 + signal.SIGINT)
+
+    def test_interrupt_while_a_line_is_read(self):
+        terminal = self.terminal(7000)
+        terminal.expect("> ")
+        terminal.send("a day by the sea, " * 220 + "\n") # one line of a terminal: 4,095 bytes
+        terminal.expect("reading [")
+        terminal.send("\x03") # too early for the reply, or not: the prompt comes back
+        terminal.expect("\n> ")
+        terminal.send("\x04")
+        self.assertEqual(terminal.finish(), 0)
 
     def test_signals_through_a_pipe(self):
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -34,6 +34,8 @@ class Generation(ProgramTest):
             stop = whole[first:first + 7]
             self.assertEqual(self.answer("--max-tokens", 24, "--stop", stop).decode(),
                              whole[:whole.index(stop)])
+        _, stats = self.statistics("run", MODEL, "--prompt", PROMPT, "--stop", whole[20:24])
+        self.assertEqual(stats["stop_reason"], "string")
         late, early = whole[40:44], whole[20:24]
         self.assertEqual(self.answer("--max-tokens", 24, "--stop", late, "--stop", early).decode(),
                          whole[:min(whole.index(late), whole.index(early))])
