@@ -44,10 +44,23 @@ class ProgramTest(unittest.TestCase):
         return {**kept, "HOME": self.scratch, "XDG_CACHE_HOME": os.path.join(self.scratch, "cache"),
                 "XDG_CONFIG_HOME": os.path.join(self.scratch, "config"), "LC_ALL": "C.UTF-8"}
 
-    def start(self, *arguments):
-        return subprocess.Popen([self.program, *map(str, arguments)], stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                env=self.environment())
+    def start(self, *arguments, **streams):
+        """The running process; a test that fails while it runs leaves none behind."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                   **streams}
+        process = subprocess.Popen([self.program, *map(str, arguments)], env=self.environment(),
+                                   **streams)
+        self.addCleanup(self.end, process)
+        return process
+
+    @staticmethod
+    def end(process):
+        if process.poll() is None:
+            process.kill()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        process.wait()
 
     def run_program(self, *arguments, timeout=300, **changes):
         return subprocess.run([self.program, *map(str, arguments)], stdin=subprocess.DEVNULL,

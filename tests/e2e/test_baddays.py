@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
 import time
 import unittest
 
@@ -19,9 +18,7 @@ class BadDays(ProgramTest):
 
     def run_in(self, prepare, *arguments, **streams):
         """The finished process; prepare() is called in it before the program begins."""
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        process = subprocess.Popen([self.program, *map(str, arguments)], stdin=subprocess.DEVNULL,
-                                   env=self.environment(), preexec_fn=prepare, **streams)
+        process = self.start(*arguments, preexec_fn=prepare, **streams)
         output, errors = process.communicate(timeout=120)
         return process.returncode, output, errors.decode()
 
@@ -114,9 +111,7 @@ class BadDays(ProgramTest):
         for arguments in (("tokenize", MODEL), ("run", MODEL, "--prompt-file", "-"),
                           ("logits", MODEL, "--ids", "-", "--output", "/dev/null")):
             reader, writer = os.pipe()
-            process = subprocess.Popen([self.program, *arguments], stdin=reader,
-                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       env=self.environment())
+            process = self.start(*arguments, stdin=reader)
             os.close(reader)
             deadline = time.monotonic() + 60
             while True: # until it sleeps in poll, which is where it waits for input

@@ -154,9 +154,7 @@ class Chat(ProgramTest):
         for number in (signal.SIGINT, signal.SIGTERM):
             for wait in ("prompt", "reply"):
                 with self.subTest(signal=number, wait=wait):
-                    process = subprocess.Popen([self.program, *CHAT, "7000"], env=self.environment(),
-                                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                               stderr=subprocess.PIPE)
+                    process = self.start(*CHAT, 7000, stdin=subprocess.PIPE)
                     if wait == "reply":
                         process.stdin.write(b"Write a long story.\n")
                     else: # a reply that has ended: it waits for the next line
