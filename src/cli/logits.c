@@ -50,8 +50,6 @@ static int write_all(cli_program *cli, pllm_engine *engine, const uint32_t *ids,
 int command_logits(cli_program *cli)
 {
     const pllm_settings *settings = cli->settings;
-    if (!settings->ids || !settings->output)
-        return pllm_fail(PLLM_EINVAL, 0, "logits needs --ids FILE and --output FILE.npy");
     uint32_t *ids, count;
     int status = cli_read_ids(settings->ids, &ids, &count);
     if (status < 0) return status;

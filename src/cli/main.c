@@ -95,6 +95,20 @@ static int complain(const pllm_settings *settings, int exit_status)
     return exit_status;
 }
 
+/* What a command cannot do without. */
+static int check_given(const pllm_settings *settings)
+{
+    const char *command = settings->command;
+    if (strcmp(command, "run") == 0 && !settings->prompt == !settings->prompt_file)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "give the prompt with either --prompt TEXT or --prompt-file FILE");
+    if (strcmp(command, "logits") == 0 && (!settings->ids || !settings->output))
+        return pllm_fail(PLLM_EINVAL, 0, "logits needs --ids FILE and --output FILE.npy");
+    if (strcmp(command, "detokenize") == 0 && !settings->ids)
+        return pllm_fail(PLLM_EINVAL, 0, "detokenize needs --ids FILE, a JSON array or .npy");
+    return PLLM_OK;
+}
+
 /* What is given and could have no effect is refused, not ignored. */
 static int check(const pllm_settings *settings)
 {
@@ -120,7 +134,7 @@ static int check(const pllm_settings *settings)
     if (!engine && pllm_settings_source(settings, "stats_json") == PLLM_FROM_FLAG)
         return pllm_fail(PLLM_EINVAL, 0, "--stats-json: %s runs no model here, so there are none",
                          settings->command);
-    return PLLM_OK;
+    return check_given(settings);
 }
 
 static int run(const pllm_settings *settings, const pllm_context *context)

@@ -14,9 +14,6 @@ static int print_text(void *user, const char *text, uint64_t bytes)
 
 static int read_prompt(const pllm_settings *settings, char **text_out, uint64_t *bytes_out)
 {
-    if (!settings->prompt == !settings->prompt_file)
-        return pllm_fail(PLLM_EINVAL, 0,
-                         "give the prompt with either --prompt TEXT or --prompt-file FILE");
     if (settings->prompt_file) {
         int status = cli_read_file(settings->prompt_file, text_out, bytes_out);
         if (status < 0) return status;

@@ -103,8 +103,6 @@ int command_tokenize(cli_program *cli)
 int command_detokenize(cli_program *cli)
 {
     const pllm_settings *settings = cli->settings;
-    if (!settings->ids)
-        return pllm_fail(PLLM_EINVAL, 0, "detokenize needs --ids FILE, a JSON array or .npy");
     uint32_t *ids, count, kept = 0;
     int status = cli_read_ids(settings->ids, &ids, &count);
     if (status < 0) return status;

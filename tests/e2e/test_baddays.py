@@ -65,6 +65,21 @@ class BadDays(ProgramTest):
             self.refuse(*run, *rest, words=["--host-memory", "--nvme-size"])
         self.assertEqual(self.files(), ["story.txt"])
 
+    def test_few_open_files(self):
+        """However few it may open: it answers, or says in one sentence what it could not open."""
+        said = self.succeed("run", MODEL, *RUN)
+        codes = set()
+        for most in range(4, 20):
+            code, output, errors = self.run_in(
+                lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)), "run", MODEL,
+                *RUN, "--kv-limit", "2MB", "--nvme-path", self.scratch, "--nvme-size", "16MB")
+            self.assertIn(code, (0, 1), errors)
+            self.assertEqual(len(errors.splitlines()), code, errors)
+            self.assertEqual(output, b"" if code else said)
+            codes.add(code)
+        self.assertEqual(codes, {0, 1})
+        self.assertEqual(self.files(), [])
+
     def test_folder_in_memory_works_and_says_so(self):
         limits = ("run", MODEL, *RUN, "--kv-limit", "2MB", "--nvme-path", "/dev/shm", "--nvme-size",
                   "16MB")

@@ -213,6 +213,15 @@ class Commands(ProgramTest):
         self.refuse("tokenize", MODEL, "--text", "x", "--stats-json",
                     os.path.join(self.scratch, "s.json"), words=["stats-json"])
 
+    def test_what_a_command_needs(self):
+        for arguments, word in ((("run", MODEL), "--prompt-file"),
+                                (("run", MODEL, "--prompt", "x", "--prompt-file", "y"), "either"),
+                                (("logits", MODEL, "--ids", "x"), "--output"),
+                                (("detokenize", MODEL), "--ids"), (("perplexity", MODEL), "FILE")):
+            result = self.run_program(*arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, b""), arguments)
+            self.assertIn(word.encode(), result.stderr)
+
     def test_log(self):
         run = ("run", MODEL, "--prompt", "a", "--max-tokens", 1, "--kv-limit", "2MB",
                "--nvme-path", self.scratch, "--disk-io", "pread")
