@@ -9,6 +9,7 @@
  * that nobody holds (read ahead, or in the window), the one needed last first; then a queued
  * prefetch is canceled. If nothing helps the caller waits for what is in flight and asks again. */
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 #include "pager/pager_internal.h"
 
@@ -86,15 +87,24 @@ static int fail_no_home(const pllm_pager *pager)
                      tiers.host_count, tiers.disk_count, (unsigned long long)tiers.page_bytes);
 }
 
+/* Only the disk loses pages: copies from host memory fail with the device, which loses none. */
 int pllm_pager_fail_lost(const pllm_pager *pager, uint32_t page)
 {
+    const pllm_disk *disk = pllm_tiers_disk(pager->tiers);
+    const char *folder = disk ? disk->folder : "";
     if (pager->flags[page] & PAGE_LOST_CORRUPT)
-        return pllm_fail(PLLM_ECORRUPT, 0,
-                         "page %u is lost: what was read back does not match its checksum", page);
-    const char *place = pager->flags[page] & PAGE_HOST ? "host memory" : "the spill file";
-    return pllm_fail(PLLM_EIO, pager->lost_native[page],
-                     "page %u is lost: it could not be read back from %s (%s)", page, place,
-                     pager->lost_native[page] ? strerror(pager->lost_native[page]) : "I/O error");
+        return pllm_fail(
+            PLLM_ECORRUPT, 0,
+            "page %u (a block of the KV cache, or of a tensor) is lost: what the spill "
+            "file in %s gave back does not match its checksum; feed its sequence "
+            "again, check that disk, or choose another folder with --nvme-path",
+            page, folder);
+    int native = pager->lost_native[page];
+    return pllm_fail(PLLM_EIO, native,
+                     "page %u (a block of the KV cache, or of a tensor) is lost: it could not be "
+                     "read back from the spill file in %s (%s); feed its sequence again, check "
+                     "that disk, or choose another folder with --nvme-path",
+                     page, folder, strerror(native > 0 ? native : EIO));
 }
 
 /* ---- frames ---- */

@@ -4,6 +4,7 @@
  * Method: one scenario (pages to host and disk and back, an open page rewritten, a scan read ahead,
  * pages freed in flight, eviction, a lower limit) runs with call 0, 1, 2, ... failing until a run
  * meets no fault. Invariants are checked after every call. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -285,6 +286,51 @@ static void every_disk_call_may_fail(void **state)
     }
 }
 
+/* ---- what a person reads ---- */
+
+static void expect_sentence(pllm_pager *pager, pllm_page page, int status, const char *what)
+{
+    void *view;
+    /* Twice: when it is read, and ever after. */
+    for (uint32_t i = 0; i < 2; i++) {
+        pllm_fail(PLLM_EINVAL, 0, "of another call");
+        assert_int_equal(pllm_pager_pin(pager, &page, 1, PLLM_PIN_READ, &view), status);
+        const pllm_error *error = pllm_last_error();
+        const char *const parts[] = {what, "KV cache", "in a simulated folder", "--nvme-path",
+                                     "feed its sequence again"};
+        assert_int_equal(error->status, status);
+        for (size_t j = 0; j < sizeof parts / sizeof *parts; j++)
+            if (!strstr(error->text, parts[j])) fail_msg("no '%s' in: %s", parts[j], error->text);
+    }
+}
+
+static void a_lost_page_names_folder_and_way_out(void **state)
+{
+    (void)state;
+    pllm_faulty_disk_options faults = pllm_faulty_disk_none();
+    faults.native = ENXIO;
+    pllm_disk *disk = tier_rig_disk(NULL, NULL, PAGES * 4096, 1, &faults);
+    pager_rig rig;
+    pager_rig_options options = {.frames = 4,
+                                 .disk_slots = PAGES,
+                                 .disk = disk,
+                                 .pager = {.page_max = PAGES, .policy = PLLM_POLICY_LRU}};
+    assert_non_null(disk);
+    assert_int_equal(pager_rig_open(NULL, &options, &rig), PLLM_OK);
+    pllm_page pages[12];
+    for (uint32_t i = 0; i < 12; i++)
+        assert_int_equal(pager_rig_page(&rig, PLLM_NONE, i, &pages[i]), PLLM_OK);
+    assert_int_equal(pllm_pager_settle(rig.pager), PLLM_OK);
+    pllm_faulty_disk_stats stats;
+    pllm_faulty_disk_stats_get(disk, &stats);
+    pllm_faulty_disk_options_of(disk)->corrupt_read_at = stats.reads;
+    pllm_faulty_disk_options_of(disk)->fail_at = stats.requests + 1;
+    expect_sentence(rig.pager, pages[0], PLLM_ECORRUPT, "does not match its checksum");
+    expect_sentence(rig.pager, pages[1], PLLM_EIO, strerror(ENXIO));
+    pllm_pager_check(rig.pager);
+    pager_rig_close(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -292,6 +338,7 @@ int main(void)
         cmocka_unit_test(every_device_call_may_fail),
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(every_disk_call_may_fail),
+        cmocka_unit_test(a_lost_page_names_folder_and_way_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
