@@ -65,7 +65,7 @@ typedef enum pllm_memory_advice {
 } pllm_memory_advice;
 
 /* A tensor of bytes > 0, all zero, taking no memory until it is touched. Errors: EINVAL, ENOMEM,
- * ELIMIT (tensor_max or the capacity is reached). */
+ * ELIMIT (tensor_max or the capacity is reached); then *tensor_out is 0 and nothing was made. */
 PLLM_API int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice advice,
                                   pllm_tensor *tensor_out);
 /* Errors: ESTALE, EBUSY (pinned). */

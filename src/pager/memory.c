@@ -252,10 +252,18 @@ static int tensor_fill(pllm_memory *memory, memory_tensor *tensor, uint32_t page
     return PLLM_OK;
 }
 
+static int check_advice(pllm_memory_advice advice)
+{
+    if ((uint32_t)advice <= PLLM_MEMORY_SEQUENTIAL) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "there is no advice %d", (int)advice);
+}
+
 int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice advice,
                          pllm_tensor *tensor_out)
 {
     *tensor_out = 0;
+    int status = check_advice(advice);
+    if (status < 0) return status;
     uint64_t page_count = bytes / memory->page_bytes + (bytes % memory->page_bytes != 0);
     if (bytes == 0 || page_count >= UINT32_MAX / 2)
         return pllm_fail(PLLM_EINVAL, 0, "a tensor of %llu bytes", (unsigned long long)bytes);
@@ -264,7 +272,7 @@ int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice
         return pllm_fail(PLLM_ELIMIT, 0, "%u tensors exist, which is tensor_max",
                          memory->tensor_max);
     memory_tensor *tensor = &memory->tensors[slot];
-    int status = tensor_fill(memory, tensor, (uint32_t)page_count);
+    status = tensor_fill(memory, tensor, (uint32_t)page_count);
     if (status < 0) {
         tensor_release(memory, tensor);
         return status;
@@ -276,8 +284,13 @@ int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice
     tensor->pin_count = 0;
     memory->tensor_count++;
     memory->tensor_bytes += bytes;
-    *tensor_out = (uint64_t)tensor->generation << 32 | (slot + 1);
-    return pllm_memory_advise(memory, *tensor_out, 0, bytes, advice);
+    pllm_tensor handle = (uint64_t)tensor->generation << 32 | (slot + 1);
+    status = pllm_memory_advise(memory, handle, 0, bytes, advice);
+    if (status < 0)
+        (void)pllm_memory_deallocate(memory, handle); /* nothing of it is pinned */
+    else
+        *tensor_out = handle;
+    return status;
 }
 
 int pllm_memory_deallocate(pllm_memory *memory, pllm_tensor handle)
@@ -477,11 +490,10 @@ int pllm_memory_advise(pllm_memory *memory, pllm_tensor handle, uint64_t offset,
     uint32_t first, count;
     if (!tensor) return PLLM_ESTALE;
     int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    if (status == PLLM_OK) status = check_advice(advice);
     if (status < 0) return status;
     if (advice == PLLM_MEMORY_SEQUENTIAL)
         return pllm_pager_scan(memory->pager, tensor->pages + first, count);
-    if ((uint32_t)advice > PLLM_MEMORY_SEQUENTIAL)
-        return pllm_fail(PLLM_EINVAL, 0, "there is no advice %d", (int)advice);
     pllm_pager_hint(memory->pager, tensor->pages + first, count, hints[advice]);
     return PLLM_OK;
 }

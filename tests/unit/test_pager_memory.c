@@ -175,6 +175,9 @@ static void limits_and_options_are_kept(void **state)
     assert_int_equal(pllm_memory_advise(memory, tensor, 0, PAGE, (pllm_memory_advice)9),
                      PLLM_EINVAL);
     assert_int_equal(pllm_memory_poll(memory), PLLM_OK);
+    assert_int_equal(pllm_memory_allocate(memory, PAGE, (pllm_memory_advice)9, &tensor),
+                     PLLM_EINVAL);
+    assert_true(tensor == 0 && stats_of(memory).tensors == 1);
     pllm_memory_close(memory);
 
     pllm_memory_options bad = {.struct_bytes = sizeof bad, .page_bytes = 100};
@@ -207,6 +210,10 @@ static int use(const pllm_context *context)
     if (status < 0) return status;
     fill(data, sizeof data, 3);
     status = pllm_memory_allocate(memory, sizeof data, PLLM_MEMORY_SEQUENTIAL, &tensor);
+    if (status < 0) { /* nothing of it is left, and the failure is what is told */
+        assert_int_equal(pllm_last_error()->status, status);
+        assert_true(tensor == 0 && stats_of(memory).tensors == 0 && stats_of(memory).pages == 0);
+    }
     if (status == PLLM_OK) status = pllm_memory_write(memory, tensor, 0, sizeof data, data);
     if (status == PLLM_OK) status = pllm_memory_read(memory, tensor, 0, sizeof data, back);
     if (status == PLLM_OK) assert_memory_equal(back, data, sizeof data);
