@@ -35,7 +35,7 @@ def theirs(threads):
 
 
 def main():
-    threads = os.cpu_count()
+    threads = min(2, os.cpu_count())
     samples = {(d, k, who): [] for d in DEPTHS for k in ("prefill", "decode") for who in ("ours", "llama.cpp")}
     reads, read_bytes = [], {}
     for _ in range(ROUNDS):

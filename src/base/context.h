@@ -17,6 +17,8 @@ struct pllm_context {
 /* Fills this thread's error record and returns status. text is one sentence for a person. */
 int pllm_fail(int status, int native, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* Forgets this thread's last failure, so that what is there afterwards is the next call's. */
+void pllm_error_clear(void);
 /* ENOMEM with a standard sentence naming what was wanted. */
 int pllm_fail_memory(const char *what, uint64_t bytes);
 

@@ -35,6 +35,11 @@ int pllm_fail(int status, int native, const char *format, ...)
     return status;
 }
 
+void pllm_error_clear(void)
+{
+    last_error = (pllm_error){.status = PLLM_OK};
+}
+
 int pllm_fail_memory(const char *what, uint64_t bytes)
 {
     return pllm_fail(PLLM_ENOMEM, 0, "out of host memory: %llu bytes for %s",

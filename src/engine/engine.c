@@ -243,6 +243,7 @@ static int open_all(pllm_engine *engine, const char *path)
     const pllm_engine_options *o = &engine->options;
     uint32_t context_max = engine->shape.context_max;
     if (o->context_max && o->context_max < context_max) context_max = o->context_max;
+    engine->context_max = context_max;
     pllm_kv_shape shape;
     status = pllm_kv_shape_init(&shape, kv, engine->shape.kv_head_count, engine->shape.head_dim);
     if (status < 0) return status;
@@ -259,6 +260,11 @@ static int open_all(pllm_engine *engine, const char *path)
                          o->sequence_max, context_max);
     status = pllm_tokenizer_open(engine->context, engine->model, &engine->tokenizer);
     if (status < 0 && status != PLLM_ENOTFOUND) return status;
+    pllm_chat_template *template;
+    status = pllm_chat_template_open(engine->context, engine->model, &template);
+    if (status == PLLM_ENOMEM) return status;
+    engine->has_chat_template = status == PLLM_OK;
+    if (status == PLLM_OK) pllm_chat_template_close(template);
     status = make_frequencies(engine);
     if (status < 0) return status;
     status = pllm_threads_open(engine->context, o->threads, &engine->threads);
@@ -304,6 +310,7 @@ int pllm_engine_open_on(const pllm_context *context, const char *path,
             return pllm_fail(PLLM_EINVAL, 0, "the model's path or engine_out is NULL");
         return pllm_fail_memory("an engine", sizeof *engine);
     }
+    pllm_error_clear();
     engine->context = context;
     engine->device = device;
     engine->device_borrowed = device != NULL;
@@ -352,15 +359,14 @@ int pllm_engine_info_get(const pllm_engine *engine, pllm_engine_info *info_out)
     *info_out = (pllm_engine_info){
         .struct_bytes = info_out->struct_bytes,
         .vocab_size = s->vocab_size,
-        .context_max = cache->block_max * PLLM_BLOCK_TOKENS < s->context_max
-                           ? cache->block_max * PLLM_BLOCK_TOKENS
-                           : s->context_max,
+        .context_max = engine->context_max,
         .layer_count = s->layer_count,
         .width = s->width,
         .head_count = s->head_count,
         .kv_head_count = s->kv_head_count,
         .head_dim = s->head_dim,
         .has_tokenizer = engine->tokenizer != NULL,
+        .has_chat_template = engine->has_chat_template,
         .threads = pllm_threads_count(engine->threads),
         .weight_bytes = engine->weights.packed_bytes,
         .kv_bytes_per_block = cache->sealed_bytes,

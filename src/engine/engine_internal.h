@@ -77,6 +77,7 @@ struct pllm_engine {
     pllm_engine_options options;
     pllm_model *model;
     pllm_tokenizer *tokenizer; /* NULL: the model carries none */
+    uint32_t has_chat_template;
     pllm_device *device;
     int device_borrowed;
     pllm_disk *disk; /* given, and not yet taken over by the tiers */
@@ -93,6 +94,7 @@ struct pllm_engine {
     pllm_sequence *sequences;
     uint32_t sequence_count;
     float *inverse_frequency; /* [rope.dims / 2] */
+    uint32_t context_max;     /* tokens a sequence may hold */
     uint32_t row_max, chunk_max, stage_max;
 
     /* In the workspace. Strides are the natural ones. */

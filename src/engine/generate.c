@@ -108,12 +108,6 @@ static int is_end(const pllm_engine *engine, uint32_t id)
     return 0;
 }
 
-static uint32_t context_limit(const pllm_engine *engine)
-{
-    pllm_engine_info info = {.struct_bytes = sizeof info};
-    return pllm_engine_info_get(engine, &info) == PLLM_OK ? info.context_max : 0;
-}
-
 static int run(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids, uint32_t id_count,
                const pllm_generate_options *options, chooser *choice, outlet *out,
                pllm_generate_result *result)
@@ -129,7 +123,6 @@ static int run(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids
     result->prompt_tokens = id_count;
     result->prefill_ns = now - started;
     started = now;
-    uint32_t limit = context_limit(engine);
     while (result->generated_tokens < options->max_tokens) {
         uint32_t id = choice->id;
         if (is_end(engine, id) && !options->ignore_end) {
@@ -148,7 +141,7 @@ static int run(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids
             break;
         }
         if (result->generated_tokens == options->max_tokens) break;
-        if (pllm_sequence_length(sequence) >= limit) {
+        if (pllm_sequence_length(sequence) >= engine->context_max) {
             result->stop = PLLM_STOP_CONTEXT;
             break;
         }

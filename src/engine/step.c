@@ -28,17 +28,13 @@ static int check_items(const pllm_engine *engine, pllm_step_item *items, uint32_
             return items[i].status = pllm_fail(
                        PLLM_EINVAL, 0, "item %u has %u tokens; a generated token comes alone", i,
                        item->token_count);
-        uint32_t context_max = engine->cache.block_max * PLLM_BLOCK_TOKENS;
-        if (context_max > engine->shape.context_max) context_max = engine->shape.context_max;
-        if (engine->options.context_max && context_max > engine->options.context_max)
-            context_max = engine->options.context_max;
         uint64_t total = (uint64_t)item->sequence->id_count + item->token_count;
-        if (total > context_max)
+        if (total > engine->context_max)
             return items[i].status = pllm_fail(
                        PLLM_ELIMIT, 0,
                        "%llu tokens are more than the context of %u: shorten the prompt, or "
                        "generate fewer tokens",
-                       (unsigned long long)total, context_max);
+                       (unsigned long long)total, engine->context_max);
         for (uint32_t j = 0; j < item->token_count; j++)
             if (item->ids[j] >= engine->shape.vocab_size)
                 return items[i].status =
@@ -172,12 +168,17 @@ static int announce(pllm_engine *engine)
     return status;
 }
 
-static void drop_groups(pllm_engine *engine)
+/* Undoes what a failed pass began. Its open blocks may already hold the rows of a later block;
+ * those rows that were there before are then computed again when the sequence next takes a step. */
+static void take_back(pllm_engine *engine)
 {
     for (uint32_t i = 0; i < engine->pass.item_count; i++) {
         pass_item *item = &engine->pass.items[i];
         while (item->new_count > 0)
             pllm_kv_group_release(&engine->cache, item->new_groups[--item->new_count]);
+        uint32_t block = item->start / PLLM_BLOCK_TOKENS;
+        if (!item->decode && (item->start + item->rows) / PLLM_BLOCK_TOKENS > block)
+            item->sequence->length = block * PLLM_BLOCK_TOKENS;
     }
 }
 
@@ -199,10 +200,9 @@ static void commit(pllm_engine *engine, uint64_t elapsed_ns)
 
 static int run_passes(pllm_engine *engine, const pllm_step_item *items, uint32_t item_count)
 {
-    uint64_t done = 0, total = 0;
+    uint64_t done = 0, goal = 0;
     for (uint32_t i = 0; i < item_count; i++)
-        total += items[i].sequence->id_count - items[i].sequence->length;
-    uint64_t goal = total;
+        goal += items[i].sequence->id_count - items[i].sequence->length;
     for (;;) {
         uint64_t started = pllm_clock_ns();
         int status = gather(engine, items, item_count);
@@ -215,7 +215,7 @@ static int run_passes(pllm_engine *engine, const pllm_step_item *items, uint32_t
                 return pllm_fail(PLLM_ECANCELED, 0, "canceled while the prompt was read");
             continue;
         }
-        if (status < 0) drop_groups(engine);
+        if (status < 0) take_back(engine);
         return status;
     }
 }
@@ -230,6 +230,8 @@ int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_c
             return pllm_fail(PLLM_EINVAL, 0, "logits are asked for, but there is no sink");
     engine->pass.sink = sink;
     engine->pass.sink_user = user;
+    engine->pass.failed_item = PLLM_NONE;
+    pllm_error_clear();
     uint32_t appended = 0;
     while (status == PLLM_OK && appended < item_count) {
         status = append(engine, &items[appended]);

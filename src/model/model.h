@@ -61,6 +61,7 @@ typedef struct pllm_model pllm_model; /* opaque */
 typedef struct pllm_model_options {
     uint32_t struct_bytes; /* sizeof(pllm_model_options) */
     uint32_t rank, world;  /* tensor parallelism: only 0 of 1 today */
+    uint32_t axis;         /* what is cut: 0 output rows, 1 inputs; of no effect with one part */
 } pllm_model_options;
 
 /* Maps and checks the model at path. options may be NULL (rank 0 of 1).

@@ -171,9 +171,9 @@ static uint64_t check(const setting *s, const rows *expected)
 static void full_product(void **state)
 {
     (void)state;
-    /* 12 groups x 3 layers: two thirds of 36 pages, a tenth of the 108 that three sequences fill,
+    /* 12 groups x 3 layers: half of 36 pages, a tenth of the 108 that three sequences fill,
      * and the least that works; 0 is no limit. */
-    static const uint32_t frames[] = {0, 24, 11, 8};
+    static const uint32_t frames[] = {0, 18, 11, 8};
     static const char *const policies[] = {"static", "lru", "2q"};
     static const char *const prefetchers[] = {"sequential", "none"};
 #if defined(PLLM_SANITIZED)
