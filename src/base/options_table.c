@@ -78,7 +78,7 @@ const pllm_option pllm_options[] = {
     STRING(ids, ON(LOGITS) | ON(DETOKENIZE), "FILE", NULL,
            "token ids: a JSON array, or .npy; - is standard input"),
     STRING(output, ON(LOGITS), "FILE", NULL, "the .npy file to write, f32 [positions][vocabulary]"),
-    BOOL(special, ON(TOKENIZE) | ON(DETOKENIZE), "adds the model's special tokens, or shows them"),
+    BOOL(special, ON(TOKENIZE) | ON(DETOKENIZE), "tokenize: adds the token a prompt begins with; detokenize: shows special tokens"),
     UINT(window, ON(PERPLEXITY), "2048", 2, UINT32,
          "tokens a stretch, each scored by those before it in the stretch"),
     UINT(prefill, ON(BENCH), "512", 0, UINT32, "prompt tokens to time; 0: none"),

@@ -28,12 +28,13 @@ static int read_prompt(const pllm_settings *settings, char **text_out, uint64_t 
     return pllm_fail(PLLM_EINVAL, 0, "the prompt is empty: give at least one token of text");
 }
 
-/* The ids of the text, behind the model's first token if it asks for one; free(). */
+/* The ids of the text, behind the model's first token if it asks for one; free(). Text that spells
+ * a special token is that token, so that a prompt can carry a chat's markers. */
 static int encode(pllm_engine *engine, const char *text, uint64_t bytes, uint32_t **ids_out,
                   uint32_t *count_out)
 {
     uint32_t *ids, count, first = 0;
-    int status = pllm_engine_encode(engine, text, bytes, 0, &ids, &count);
+    int status = pllm_engine_encode(engine, text, bytes, 1, &ids, &count);
     if (status < 0) return status;
     const pllm_tokenizer *tokenizer = pllm_engine_tokenizer(engine);
     if (count == 0) /* only bytes that the vocabulary lacks */

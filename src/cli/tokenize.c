@@ -66,7 +66,7 @@ static int tokenize(cli_program *cli, const char *text, uint64_t bytes)
     int status = open_tokenizer(cli, &o);
     uint32_t *ids = NULL, count = 0, *all = NULL, first = 0;
     if (status == PLLM_OK)
-        status = pllm_tokenizer_encode(o.tokenizer, text, bytes, settings->special, &ids, &count);
+        status = pllm_tokenizer_encode(o.tokenizer, text, bytes, 1, &ids, &count);
     if (status == PLLM_OK) {
         all = malloc(((size_t)count + 1) * sizeof *all);
         if (!all) status = pllm_fail_memory("token ids", count * sizeof *all);

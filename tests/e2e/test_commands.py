@@ -8,7 +8,7 @@ import struct
 import subprocess
 import unittest
 
-from program import MODEL, TINY, ProgramTest
+from program import MODEL, ROOT, TINY, ProgramTest
 
 TEXT = "The quick brown fox jumps over the lazy dog. It did so 1234 times, caf\u00e9 included."
 
@@ -76,12 +76,21 @@ class Commands(ProgramTest):
         self.assertIn("\\x0a", shown)
         self.assertEqual(len(shown.splitlines()), len(self.ids_of("a\nb \u00e9")))
 
-    def test_special_tokens_only_where_asked(self):
+    def test_ids_are_those_of_the_reference(self):
+        with open(os.path.join(ROOT, "tests", "reference", "smollm2", "smollm2_tokens.json"),
+                  encoding="utf-8") as file:
+            cases = json.load(file)["cases"]
+        self.assertEqual(len(cases), 30)
+        for case in cases:
+            if "\0" not in case["text"]:
+                self.assertEqual(self.ids_of(case["text"]), case["ids"], case["text"])
+
+    def test_special_tokens_are_read_and_shown_where_asked(self):
         marker = "<|im_start|>user"
-        plain, special = self.ids_of(marker), self.ids_of(marker, "--special")
-        self.assertEqual(special[0], 1)
-        self.assertNotIn(1, plain)
-        content = json.dumps(special).encode()
+        ids = self.ids_of(marker)
+        self.assertEqual(ids[0], 1)
+        self.assertEqual(self.ids_of(marker, "--special"), ids)  # this model begins with nothing
+        content = json.dumps(ids).encode()
         self.assertEqual(self.pipe(content, "detokenize", MODEL, "--ids", "-"), b"user\n")
         self.assertEqual(self.pipe(content, "detokenize", MODEL, "--ids", "-", "--special"),
                          marker.encode() + b"\n")
