@@ -83,7 +83,7 @@ static void print_options(FILE *file, const pllm_command *command, bool everywhe
 static void print_commands(FILE *file)
 {
     char usage[64];
-    fprintf(file, "pagedllm - language models with more weights and context than memory\n\n"
+    fprintf(file, "pagedllm - language models with more context than memory\n\n"
                   "Usage: pagedllm COMMAND [arguments] [options]\n\n");
     for (uint32_t i = 0; i < pllm_command_count; i++) {
         const pllm_command *command = &pllm_commands[i];

@@ -1,10 +1,17 @@
 /* forward.c - one pass through all layers, every thread running the same body between barriers.
  *
- * A layer, with the barriers (|) between its phases:
- *   norm, q k v | [prompts: rotate, append, seal |] attention waves | o, add | norm, gate up |
- * down, add | With few rows each thread norms and prepares them for itself, since that is cheaper
- * than a barrier; with many, rows are shared out and one more barrier follows. Both give the same
- * bits, as every row is one function of itself.
+ * A layer, a barrier ending each phase:
+ *
+ *   1. norm; q, k, v
+ *      (prompts: rotate, append to staging; seal what is full: two barriers more)
+ *   2. attention, in one wave or several
+ *   3. output product, added to the row
+ *   4. norm; gate, up
+ *   5. down product, added to the row
+ *
+ * With few rows each thread norms and prepares them for itself, since that is cheaper than a
+ * barrier; with many, rows are shared out and one more barrier follows. Both give the same bits,
+ * as every row is a function of itself.
  *
  * Thread 0 is the caller's and alone touches the pager. Its status travels with the barriers. */
 #include <math.h>
