@@ -151,15 +151,29 @@ void pllm_pager_close(pllm_pager *pager)
 
 /* ---- pages ---- */
 
+/* A page that was freed in flight keeps its number until its transfer is over. When no other is
+ * left, that is waited for: the number is as good as free. */
+static int await_number(pllm_pager *pager)
+{
+    int status = PLLM_OK;
+    if (pager->free_page != PLLM_NONE || !pager->freeing) return status;
+    pllm_pager_begin(pager);
+    status = pllm_pager_advance(pager);
+    while (status == PLLM_OK && pager->free_page == PLLM_NONE && pager->freeing)
+        status = pllm_pager_wait(pager);
+    return status;
+}
+
 int pllm_pager_page_new(pllm_pager *pager, pllm_page stream_after, uint32_t rank,
                         pllm_page *page_out)
 {
+    *page_out = PLLM_NONE;
+    int status = await_number(pager);
+    if (status < 0) return status;
     uint32_t page = pager->free_page;
-    if (page == PLLM_NONE) {
-        *page_out = PLLM_NONE;
+    if (page == PLLM_NONE)
         return pllm_fail(PLLM_ELIMIT, 0, "all %u pages of a pager are in use; free some",
                          pager->page_max);
-    }
     pager->free_page = pager->link_next[page];
     pager->flags[page] = PAGE_LIVE;
     pager->follows[page] = stream_after < pager->page_max ? stream_after : PLLM_NONE;
@@ -185,6 +199,7 @@ void pllm_pager_page_release(pllm_pager *pager, uint32_t page)
         pager->order[pager->position[page]] = PLLM_NONE;
         pager->position[page] = PLLM_NONE;
     }
+    pager->freeing -= (pager->flags[page] & PAGE_FREEING) != 0;
     pager->flags[page] = 0;
     pager->link_next[page] = pager->free_page;
     pager->free_page = page;
@@ -195,6 +210,7 @@ void pllm_pager_page_free(pllm_pager *pager, pllm_page page)
 {
     assert(page < pager->page_max && (pager->flags[page] & PAGE_LIVE) && !pager->pins[page]);
     pager->flags[page] = (pager->flags[page] & ~(uint32_t)PAGE_LIVE) | PAGE_FREEING;
+    pager->freeing++;
     if ((pager->flags[page] & PAGE_FLIGHT) && pllm_pager_flight_cancel(pager, page) < 0) return;
     pllm_pager_page_release(pager, page);
 }
@@ -458,7 +474,7 @@ static void check_unique(const pllm_pager *pager, const uint32_t *values, uint32
 void pllm_pager_check(const pllm_pager *pager)
 {
     uint32_t framed = 0, on_host = 0, on_disk = 0, flying = 0, writing = 0, queued = 0;
-    uint32_t ahead = 0, hinted = 0, pinned = 0, pages = 0;
+    uint32_t ahead = 0, hinted = 0, pinned = 0, pages = 0, freeing = 0;
     for (uint32_t page = 0; page < pager->page_max; page++) {
         uint32_t flags = pager->flags[page];
         check_page(pager, page);
@@ -472,6 +488,7 @@ void pllm_pager_check(const pllm_pager *pager)
         hinted += (flags & PAGE_HINTED) != 0;
         pinned += pager->pins[page] > 0;
         pages += (flags & (PAGE_LIVE | PAGE_FREEING)) != 0;
+        freeing += (flags & PAGE_FREEING) != 0;
     }
     pllm_tiers_stats tiers;
     pllm_tiers_stats_get(pager->tiers, &tiers);
@@ -482,7 +499,8 @@ void pllm_pager_check(const pllm_pager *pager)
     check_unique(pager, pager->home, PAGE_HOST, 0, 2);
     check_list(pager, &pager->flight, PAGE_FLIGHT, flying, 3);
     if (writing != pager->writing) broken(pager, 3, PLLM_NONE);
-    if (pinned != pager->pinned || pages != pager->pages) broken(pager, 5, PLLM_NONE);
+    if (pinned != pager->pinned || pages != pager->pages || freeing != pager->freeing)
+        broken(pager, 5, PLLM_NONE);
     if (ahead != pager->ahead_count || hinted != pager->hinted_count ||
         pager->window > pager->order_count)
         broken(pager, 7, PLLM_NONE);

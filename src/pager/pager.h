@@ -46,7 +46,8 @@ void pllm_pager_close(pllm_pager *pager); /* closes its tiers; NULL is fine */
 /* A page with no content and no memory. stream_after: a page whose home this one's should follow
  * (the block before it in the same layer), or PLLM_NONE. rank orders pages for the static policy:
  * lower ranks are kept resident (the engine gives block index * layers + layer, so that a fixed
- * share of every layer stays). ELIMIT: page_max pages exist. */
+ * share of every layer stays). Waits for pages that were freed in flight where no other number is
+ * left. ELIMIT: page_max pages exist. */
 int pllm_pager_page_new(pllm_pager *pager, pllm_page stream_after, uint32_t rank,
                         pllm_page *page_out);
 void pllm_pager_page_free(pllm_pager *pager, pllm_page page); /* not pinned; may be in flight */

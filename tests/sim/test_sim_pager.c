@@ -225,8 +225,8 @@ static uint32_t new_page(sim_world *world)
     int status = pllm_pager_page_new(world->rig.pager, below(world, 4) ? after : PLLM_NONE,
                                      below(world, 200), &page);
     for (uint32_t i = 0; i < world->page_max; i++) live += world->model[i].live;
-    if (status < 0) { /* some may still be on their way out */
-        CHECK(status == PLLM_ELIMIT && live + stats_of(world).pages >= world->page_max);
+    if (status < 0) { /* those on their way out are waited for */
+        CHECK(status == PLLM_ELIMIT && live == world->page_max);
         return PLLM_NONE;
     }
     CHECK(!world->model[page].live);

@@ -568,6 +568,44 @@ static void freed_in_flight_is_freed_once(void **state)
     pager_rig_close(&rig);
 }
 
+/* A sequence cut back at full context and fed again: its pages are freed while they are written and
+ * read, over a link so slow that none of that is over when new ones are made. */
+static void a_number_freed_in_flight_can_be_had_at_once(void **state)
+{
+    (void)state;
+    enum { N = 24 };
+    pllm_device *device;
+    pllm_host_device_options slow = {.struct_bytes = sizeof slow, .link_latency_ns = 2000000};
+    assert_int_equal(pllm_device_open_host(NULL, &slow, &device), PLLM_OK);
+    pager_rig rig;
+    pager_rig_options options = {
+        .device = device,
+        .frames = 8,
+        .host_slots = N,
+        .pager = {.page_max = N, .prefetch = PLLM_PREFETCH_SEQUENTIAL},
+    };
+    assert_int_equal(pager_rig_open(NULL, &options, &rig), PLLM_OK);
+    pllm_page pages[N], again[N];
+    make_pages(&rig, pages, N);
+    for (uint32_t round = 0; round < 3; round++) {
+        assert_int_equal(pllm_pager_scan(rig.pager, pages, N), PLLM_OK); /* reads ahead */
+        assert_int_equal(pllm_pager_poll(rig.pager), PLLM_OK);
+        for (uint32_t i = 0; i < N; i++) pllm_pager_page_free(rig.pager, pages[i]);
+        assert_true(stats_of(&rig).pages > 0); /* in flight, or this shows nothing */
+        for (uint32_t i = 0; i < N; i++) {
+            assert_int_equal(
+                pllm_pager_page_new(rig.pager, i ? again[i - 1] : PLLM_NONE, i, &again[i]),
+                PLLM_OK);
+            pllm_pager_check(rig.pager);
+        }
+        assert_int_equal(pllm_pager_page_new(rig.pager, PLLM_NONE, 0, &pages[0]), PLLM_ELIMIT);
+        for (uint32_t i = 0; i < N; i++) pllm_pager_page_free(rig.pager, again[i]);
+        make_pages(&rig, pages, N);
+    }
+    pager_rig_close(&rig);
+    pllm_device_close(device);
+}
+
 static void options_are_checked(void **state)
 {
     (void)state;
@@ -599,6 +637,7 @@ int main(void)
         cmocka_unit_test(the_limit_can_change_while_running),
         cmocka_unit_test(hints_are_advice),
         cmocka_unit_test(freed_in_flight_is_freed_once),
+        cmocka_unit_test(a_number_freed_in_flight_can_be_had_at_once),
         cmocka_unit_test(options_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
