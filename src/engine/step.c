@@ -244,12 +244,15 @@ int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_c
                       "the step could not run (%s): more memory is pinned than the limits "
                       "leave, raise --kv-limit or --vram-limit",
                       pllm_status_name(status));
+        pllm_error kept = *pllm_last_error(); /* cleaning up may fail too, and matters less */
         if (engine->pass.failed_item < item_count) items[engine->pass.failed_item].status = status;
         for (uint32_t i = 0; i < appended; i++)
             pllm_kv_sequence_truncate(&engine->cache, items[i].sequence,
                                       items[i].sequence->id_count - items[i].token_count);
-        return status;
+        pllm_pager_tidy(engine->pager);
+        return pllm_fail(kept.status, kept.native, "%s", kept.text);
     }
     engine->steps++;
+    pllm_pager_tidy(engine->pager);
     return PLLM_OK;
 }

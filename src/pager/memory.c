@@ -549,7 +549,9 @@ int pllm_memory_set_vram_limit(pllm_memory *memory, uint64_t bytes)
 
 int pllm_memory_poll(pllm_memory *memory)
 {
-    return pllm_pager_poll(memory->pager);
+    int status = pllm_pager_poll(memory->pager);
+    if (status == PLLM_OK) pllm_pager_tidy(memory->pager); /* no step is under way here */
+    return status;
 }
 
 int pllm_memory_stats_get(const pllm_memory *memory, pllm_memory_stats *stats)

@@ -259,6 +259,15 @@ void pllm_pager_hint(pllm_pager *pager, const pllm_page *pages, uint32_t page_co
 
 /* ---- eviction on request ---- */
 
+/* After a lowered limit: unmaps what eviction has emptied. Never inside a step, since unmapping may
+ * wait for the device: only calls that are made between steps come here. */
+static void trim(pllm_pager *pager)
+{
+    if (!pager->untrimmed) return;
+    pager->untrimmed = 0;
+    (void)pllm_tiers_trim(pager->tiers);
+}
+
 /* What a call that evicts returns: how many went; a failure only if none did. */
 static int evicted(const pllm_pager *pager, uint32_t gone)
 {
@@ -284,6 +293,7 @@ int pllm_pager_evict(pllm_pager *pager, uint32_t frame_count)
         }
     }
     pager->starved = 0;
+    trim(pager);
     return status < 0 && !gone ? status : evicted(pager, gone);
 }
 
@@ -325,6 +335,7 @@ int pllm_pager_evict_pages(pllm_pager *pager, const pllm_page *pages, uint32_t p
         status = pllm_pager_wait(pager);
     }
     pager->starved = 0;
+    trim(pager);
     return status < 0 && !gone ? status : evicted(pager, gone);
 }
 
@@ -338,7 +349,7 @@ static void shrink_start(pllm_pager *pager)
     }
 }
 
-/* Evicts down to the limit. wait 0: as far as it goes at once. */
+/* Evicts down to the limit. wait 0: as far as it goes at once. Nothing is unmapped: see trim. */
 static int shrink(pllm_pager *pager, int wait)
 {
     int status = PLLM_OK;
@@ -355,7 +366,7 @@ static int shrink(pllm_pager *pager, int wait)
             break;
     }
     pager->starved = 0;
-    (void)pllm_tiers_trim(pager->tiers);
+    pager->untrimmed = 1;
     pager->shrinking = pllm_tiers_frame_excess(pager->tiers) > 0;
     if (status < 0 || !pager->shrinking) return status;
     return pager->write_failure.status ? pllm_pager_fail_again(&pager->write_failure) : PLLM_EBUSY;
@@ -364,7 +375,10 @@ static int shrink(pllm_pager *pager, int wait)
 int pllm_pager_set_device_limit(pllm_pager *pager, uint64_t bytes)
 {
     int status = pllm_tiers_set_device_limit(pager->tiers, bytes);
-    return status < 0 ? status : shrink(pager, 1);
+    if (status < 0) return status;
+    status = shrink(pager, 1);
+    trim(pager);
+    return status;
 }
 
 /* ---- time passes ---- */
@@ -377,6 +391,12 @@ int pllm_pager_poll(pllm_pager *pager)
     return pllm_pager_advance(pager);
 }
 
+void pllm_pager_tidy(pllm_pager *pager)
+{
+    if (pager->shrinking) (void)shrink(pager, 0);
+    trim(pager);
+}
+
 int pllm_pager_settle(pllm_pager *pager)
 {
     pllm_pager_begin(pager);
@@ -384,6 +404,7 @@ int pllm_pager_settle(pllm_pager *pager)
     while (status == PLLM_OK && pager->flight.count) status = pllm_pager_wait(pager);
     if (status == PLLM_OK && pager->write_failure.status)
         status = pllm_pager_fail_again(&pager->write_failure);
+    trim(pager);
     return status;
 }
 

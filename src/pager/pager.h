@@ -93,10 +93,15 @@ int pllm_pager_evict(pllm_pager *pager, uint32_t frame_count);
 int pllm_pager_evict_pages(pllm_pager *pager, const pllm_page *pages, uint32_t page_count);
 int pllm_pager_is_resident(const pllm_pager *pager, pllm_page page);
 /* A new limit for frames; evicts down to it and gives memory back. EBUSY: pins prevent it for now
- * (the limit stands, poll goes on trying). */
+ * (the limit stands; poll goes on evicting, tidy gives memory back). Like evict and settle it may
+ * unmap, so not inside a step. */
 int pllm_pager_set_device_limit(pllm_pager *pager, uint64_t bytes);
-/* Advances transfers, write-behind and prefetch. Cheap; called between phases of a step. */
+/* Advances transfers, write-behind and prefetch, and evicts down to a lowered limit as far as that
+ * goes without waiting. Cheap; called between phases of a step. Unmaps nothing. */
 int pllm_pager_poll(pllm_pager *pager);
+/* Between steps: goes on with a lowered limit and gives back the memory that is free for it. Cheap
+ * where there is none. */
+void pllm_pager_tidy(pllm_pager *pager);
 /* Waits until nothing is in flight and every sealed page that should be is written. */
 int pllm_pager_settle(pllm_pager *pager);
 

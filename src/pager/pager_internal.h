@@ -70,6 +70,7 @@ struct pllm_pager {
     uint32_t pages, frames_used, resident_peak, pinned, writing;
     uint32_t frame_limit; /* as tiers said at the last poll */
     uint32_t shrinking;   /* a lowered limit is not yet reached */
+    uint32_t untrimmed;   /* frames went for a lowered limit, and are mapped still */
     uint32_t freeing;     /* pages freed in flight: they keep their numbers until that is over */
     uint32_t unreaped;    /* transfers that are over and not yet looked at */
     uint32_t submitted;   /* transfers were submitted since they were last polled */

@@ -139,6 +139,9 @@ static void act(scenario *s)
     step(s, pllm_pager_evict(pager, 3));
     step(s, pllm_pager_evict_pages(pager, order, 5));
     step(s, pllm_pager_set_device_limit(pager, 4 * 4096));
+    step(s, pllm_pager_poll(pager));
+    pllm_pager_tidy(pager);
+    pllm_pager_check(pager);
     read_pages(s, 6, 3);
     step(s, pllm_pager_set_device_limit(pager, FRAMES * 4096));
     read_pages(s, 12, 6);

@@ -352,6 +352,7 @@ static void one_call(sim_world *world)
         if (world->held_count) unpin(world, &world->held[below(world, world->held_count)]);
     } else if (which < 19) {
         CHECK(pllm_pager_poll(world->rig.pager) == PLLM_OK || world->faults);
+        if (below(world, 4) == 0) pllm_pager_tidy(world->rig.pager);
     } else {
         CHECK(pllm_pager_settle(world->rig.pager) == PLLM_OK || world->faults);
     }

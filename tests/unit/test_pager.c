@@ -513,6 +513,59 @@ static void the_limit_can_change_while_running(void **state)
     pager_rig_close(&rig);
 }
 
+static uint32_t unmap_calls;
+static const pllm_device_ops *host_ops;
+
+static void counted_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
+{
+    unmap_calls++;
+    host_ops->unmap(device, va, chunk);
+}
+
+static void poll_evicts_and_only_tidy_unmaps(void **state)
+{
+    (void)state;
+    pllm_device *device;
+    pllm_host_device_options host = {.struct_bytes = sizeof host};
+    assert_int_equal(pllm_device_open_host(NULL, &host, &device), PLLM_OK);
+    host_ops = device->ops;
+    pllm_device_ops ops = *host_ops;
+    ops.unmap = counted_unmap;
+    device->ops = &ops;
+    pager_rig rig;
+    pager_rig_options options = {
+        .device = device,
+        .frames = 128,
+        .host_slots = 128,
+        .pager = {.page_max = 128, .policy = PLLM_POLICY_LRU},
+    };
+    assert_int_equal(pager_rig_open(NULL, &options, &rig), PLLM_OK);
+    pllm_page pages[128];
+    pllm_budget_stats budget;
+    make_pages(&rig, pages, 128);
+    assert_int_equal(pllm_pager_pin(rig.pager, pages, 128, PLLM_PIN_READ, NULL), PLLM_OK);
+    assert_int_equal(pllm_pager_set_device_limit(rig.pager, 16 * BYTES), PLLM_EBUSY);
+    pllm_pager_unpin(rig.pager, pages, 128);
+    /* The limit is reached while a step would run. */
+    uint32_t before = unmap_calls;
+    for (uint32_t i = 0; i < 100000 && stats_of(&rig).resident > 16; i++)
+        assert_int_equal(pllm_pager_poll(rig.pager), PLLM_OK);
+    assert_int_equal(stats_of(&rig).resident, 16);
+    for (uint32_t i = 100; i < 128; i++) read_page(&rig, pages[i]);
+    assert_int_equal(unmap_calls, before);
+    pllm_pager_tidy(rig.pager);
+    assert_true(unmap_calls > before);
+    pllm_budget_stats_get(rig.budget, &budget);
+    assert_int_equal(budget.charged_bytes, 65536);
+    pllm_pager_check(rig.pager);
+    before = unmap_calls;
+    pllm_pager_tidy(rig.pager);
+    assert_int_equal(unmap_calls, before);
+    pager_rig_close(&rig);
+    device->ops = host_ops;
+    pllm_device_close(device);
+}
+
 static void hints_are_advice(void **state)
 {
     (void)state;
@@ -635,6 +688,7 @@ int main(void)
         cmocka_unit_test(turning_away_frees_what_was_read_ahead),
         cmocka_unit_test(sealed_pages_are_written_under_pressure_only),
         cmocka_unit_test(the_limit_can_change_while_running),
+        cmocka_unit_test(poll_evicts_and_only_tidy_unmaps),
         cmocka_unit_test(hints_are_advice),
         cmocka_unit_test(freed_in_flight_is_freed_once),
         cmocka_unit_test(a_number_freed_in_flight_can_be_had_at_once),
