@@ -27,8 +27,9 @@ typedef struct pllm_disk_completion {
 } pllm_disk_completion;
 
 typedef struct pllm_disk_ops {
-    const char *name;               /* "uring", "pread", "sim" */
-    void (*close)(pllm_disk *disk); /* waits for what is in flight */
+    const char *name; /* "uring", "pread", "sim" */
+    /* Waits for what is in flight, also after a poll that failed: then buffers may go. */
+    void (*close)(pllm_disk *disk);
     /* Accepts the request or returns EBUSY (queue full: poll first), EIO, EINVAL. */
     int (*submit)(pllm_disk *disk, const pllm_disk_request *request);
     /* Up to completion_max finished requests; waits at most timeout_ns for the first if there is

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include "tier/spill.h"
 
@@ -103,12 +104,23 @@ static int uring_poll(pllm_disk *base, pllm_disk_completion *completions, uint32
     return uring_reap(disk, completions, completion_max);
 }
 
+/* Waits for what the kernel holds, whatever polls say: it reads into and writes from buffers that
+ * the caller is about to free. Where waiting fails, looking still works, since the ring is shared
+ * memory. What the kernel never took it never will. */
+static void drain(disk_uring *disk)
+{
+    pllm_disk_completion completions[DEPTH];
+    const struct timespec pause = {0, 1000000};
+    while (disk->in_flight > disk->unsent) {
+        if (uring_poll(&disk->base, completions, DEPTH, 1000000000u) >= 0) continue;
+        if (!uring_reap(disk, completions, DEPTH)) nanosleep(&pause, NULL);
+    }
+}
+
 static void uring_close(pllm_disk *base)
 {
     disk_uring *disk = (disk_uring *)base;
-    pllm_disk_completion completions[DEPTH];
-    while (disk->in_flight)
-        if (uring_poll(base, completions, DEPTH, 1000000000u) < 0) break;
+    drain(disk);
     /* The kernel tears rings down later, on its own time; the locked memory should be free now. */
     if (base->registered) (void)io_uring_unregister_buffers(&disk->ring);
     io_uring_queue_exit(&disk->ring);

@@ -101,7 +101,9 @@ struct pllm_transfers {
     copy_stream streams[2];                              /* by LANE_IN, LANE_OUT */
     run_list to_disk;
     uint32_t on_disk;
-    int disk_dead;        /* the backend itself failed: its status */
+    int disk_dead; /* the backend itself failed: its status */
+    int disk_dead_native;
+    uint32_t orphans;     /* requests that it had then: failed here, maybe still moving there */
     uint32_t write_first; /* whose turn it is at equal priority */
     pllm_copy *copies;    /* scratch for one call */
     uint32_t copy_max;

@@ -393,6 +393,8 @@ static void disk_died(pllm_transfers *transfers, int status)
 {
     int native = native_of(status);
     transfers->disk_dead = status;
+    transfers->disk_dead_native = native;
+    transfers->orphans = transfers->on_disk;
     for (uint32_t index = 0; index < transfers->run_max; index++) {
         transfer_run *run = &transfers->runs[index];
         if (run->phase != RUN_ON_DISK) continue;
@@ -624,11 +626,14 @@ void pllm_runs_close(pllm_transfers *transfers)
     /* What is queued never starts. Streams let their work finish as they close. */
     for (uint32_t lane = LANE_IN; lane <= LANE_OUT; lane++)
         device->ops->stream_close(device, transfers->streams[lane].stream);
-    while (transfers->on_disk && !transfers->disk_dead) {
+    /* The disk uses staging pages even where it was given up: after one failed poll the next may
+     * work. If none does, the backend's own close waits, which comes before the pages go. */
+    uint32_t in_flight = transfers->on_disk + transfers->orphans;
+    while (in_flight) {
         int count = transfers->disk->ops->poll(transfers->disk, completions, COMPLETIONS,
                                                1000 * 1000 * 1000);
-        if (count < 0) break; /* the backend's own close waits for what it has */
-        transfers->on_disk -= (uint32_t)count;
+        if (count < 0) break;
+        in_flight -= (uint32_t)count;
     }
     for (uint32_t i = 0; transfers->runs && i < transfers->run_max; i++)
         device->ops->event_close(device, transfers->runs[i].event);

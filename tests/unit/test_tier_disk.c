@@ -296,12 +296,61 @@ static void test_fallbacks_are_noted(void **state)
     pllm_disk_close(disk);
 }
 
+/* The descriptor of the only ring that is open. */
+static int ring_descriptor(void)
+{
+    for (int fd = 3; fd < 1024; fd++) {
+        char path[32], target[64];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(path, target, sizeof target - 1);
+        if (length < 0) continue;
+        target[length] = '\0';
+        if (!strcmp(target, "anon_inode:[io_uring]")) return fd;
+    }
+    return -1;
+}
+
+/* Goal: close waits for what the kernel holds even where every poll fails, for the buffers go next.
+ * Method: the ring's descriptor is replaced behind the backend's back while much is being read. */
+static void test_close_waits_without_its_ring(void **state)
+{
+    (void)state;
+    enum { REQUESTS = 64, EACH = 256 << 10, BYTES = REQUESTS * EACH };
+    if (!tier_rig_has_uring()) return;
+    pllm_disk_options options = {.struct_bytes = sizeof options,
+                                 .kind = PLLM_DISK_URING,
+                                 .folder = PLLM_BINARY_DIR,
+                                 .bytes = BYTES};
+    pllm_disk *disk;
+    char *buffer = aligned_alloc(UNIT, BYTES);
+    assert_non_null(buffer);
+    OK(pllm_disk_open(NULL, &options, &disk));
+    memset(buffer, 0x11, BYTES);
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        submit(disk, 1, buffer, (uint64_t)i * EACH, EACH, i);
+        assert_int_equal(finish(disk, i), PLLM_OK);
+    }
+    memset(buffer, 0xee, BYTES);
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        submit(disk, 0, buffer + (uint64_t)i * EACH, (uint64_t)i * EACH, EACH, i);
+    int ring = ring_descriptor(), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    assert_true(ring >= 0 && null >= 0);
+    assert_int_equal(dup2(null, ring), ring);
+    close(null);
+    pllm_disk_close(disk);
+    for (uint64_t i = 0; i < BYTES; i += UNIT) assert_int_equal(buffer[i], 0x11);
+    free(buffer);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_backend),       cmocka_unit_test(test_short_reads_fail),
-        cmocka_unit_test(test_refusals_say_why),    cmocka_unit_test(test_default_folder),
+        cmocka_unit_test(test_every_backend),
+        cmocka_unit_test(test_short_reads_fail),
+        cmocka_unit_test(test_refusals_say_why),
+        cmocka_unit_test(test_default_folder),
         cmocka_unit_test(test_fallbacks_are_noted),
+        cmocka_unit_test(test_close_waits_without_its_ring),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -464,6 +464,33 @@ static void test_disk_dies(void **state)
     }
 }
 
+/* A disk whose poll failed was given up, but it goes on with what it has: closing waits for that.
+ */
+static void test_close_after_the_disk_died(void **state)
+{
+    (void)state;
+    sim_rig sim;
+    sim_open(&sim, 3, 64, 256, NULL);
+    pllm_faulty_disk_options *faults = pllm_faulty_disk_options_of(sim.disk);
+    pllm_faulty_disk_stats stats;
+    pllm_ticket tickets[64];
+    for (uint32_t i = 0; i < 64; i++)
+        OK(tier_rig_move(&sim.rig, DEVICE, DISK, i, i * 3, PLLM_DEMAND, i, &tickets[i]));
+    do {
+        pllm_transfers_wait_any(sim.rig.transfers, 0);
+        pllm_faulty_disk_stats_get(sim.disk, &stats);
+    } while (stats.requests < 10);
+    faults->fail_poll_at = stats.polls;
+    for (uint32_t i = 0; i < 64; i++)
+        (void)pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX);
+    assert_int_equal(pllm_transfer_state(sim.rig.transfers, tickets[63]), PLLM_EIO);
+    pllm_transfers_close(sim.rig.transfers);
+    sim.rig.transfers = NULL;
+    pllm_disk_completion left[64];
+    assert_int_equal(sim.disk->ops->poll(sim.disk, left, 64, UINT64_MAX), 0);
+    sim_close(&sim);
+}
+
 /* Closing with everything under way waits for it; nothing is written to freed memory (asan). */
 static void test_close_in_flight(void **state)
 {
@@ -498,6 +525,7 @@ int main(void)
         cmocka_unit_test(test_read_behind_failed_write),
         cmocka_unit_test(test_failed_write_leaves_nothing),
         cmocka_unit_test(test_disk_dies),
+        cmocka_unit_test(test_close_after_the_disk_died),
         cmocka_unit_test(test_close_in_flight),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
