@@ -1,13 +1,15 @@
 # The commands people type. Everything real is in CMake (CMakePresets.json) and scripts/.
 #   MODEL=path          another model for `make demo` and `make bench`
+#   SIM_SEEDS=n         how many seeds `make sim` tries
 #   PREFIX=, DESTDIR=   where `make install` puts things
 #   CMAKE_ARGS=         passed to cmake, as in CMAKE_ARGS=-DPLLM_WERROR=ON
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 10
+SIM_SEEDS ?= 10000
 export MODEL
 
-.PHONY: help build model demo test bench sanitize fuzz mutants install format check clean
+.PHONY: help build model demo test bench sanitize fuzz sim mutants install format check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -44,6 +46,11 @@ sanitize: ## the tests under address, undefined-behaviour and thread sanitizers
 fuzz: ## a bounded run of every fuzz target (FUZZ_SECONDS=n for each)
 	@scripts/bootstrap.sh check
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+sim: ## the simulations with many seeds (SIM_SEEDS=n); a failing seed is printed
+	@scripts/bootstrap.sh test
+	@scripts/build.sh release $(CMAKE_ARGS)
+	@for sim in build/release/tests/sim_*; do PLLM_SIM_SEEDS=$(SIM_SEEDS) $$sim || exit 1; done
 
 mutants: ## breaks the code in known ways; each must be caught by its named test
 	@scripts/bootstrap.sh test

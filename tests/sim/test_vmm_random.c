@@ -5,7 +5,8 @@
  * charge and every excess. A stamp that changes means that two pages share a chunk or that a mapped
  * page was touched. Fenced pages settle when the device's clock says so; all of a region's wait for
  * one event, so a map that meets one either finds them all settled or answers EBUSY.
- * The seed of a failing run is printed; PLLM_SEED=n runs that one alone. */
+ * The seed of a failing run is printed; PLLM_SIM_SEED=n runs that one alone,
+ * PLLM_SIM_SEEDS=n seeds 1 to n (250). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -272,8 +273,9 @@ static void close_world(world *w)
 static void random_steps_match_the_model(void **state)
 {
     (void)state;
-    const char *only = getenv("PLLM_SEED");
-    uint64_t first = only ? strtoull(only, NULL, 10) : 1, last = only ? first : SEEDS;
+    const char *only = getenv("PLLM_SIM_SEED"), *many = getenv("PLLM_SIM_SEEDS");
+    uint64_t first = only ? strtoull(only, NULL, 10) : 1;
+    uint64_t last = only ? first : many ? strtoull(many, NULL, 10) : SEEDS;
     uint32_t refused = 0, reused = 0, settled_late = 0, busy = 0;
     for (uint64_t seed = first; seed <= last; seed++) {
         world w = {0};
@@ -315,6 +317,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_steps_match_the_model)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    if (failed) print_message("PLLM_SEED=%llu\n", (unsigned long long)current_seed);
+    if (failed) print_message("PLLM_SIM_SEED=%llu\n", (unsigned long long)current_seed);
     return failed;
 }
