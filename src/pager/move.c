@@ -52,7 +52,8 @@ static void queue_remove(pllm_pager *pager, uint32_t page)
 
 /* ---- failures ---- */
 
-/* Keeps the first failure of a call, with its sentence, until the call returns it. */
+/* Keeps the first failure of a call, with its sentence, until the call returns it. What fails here
+ * has just written its record: pllm_transfer_state describes at each asking, a submit fills it. */
 static void note_failure(pllm_error *failure, int status)
 {
     if (failure->status) return;

@@ -225,8 +225,13 @@ static uint32_t copies_build(pllm_transfers *transfers, const transfer_run *run)
     return count;
 }
 
+/* Of the call that has just returned status. Every failing call of a device or disk fills the
+ * record, but for ENODEVMEM, EBUSY and ETIMEDOUT, which have no native code. The record is not
+ * cleared before such calls: they are made while callers clean up, and then it holds the sentence
+ * that their own caller is to read. */
 static int native_of(int status)
 {
+    if (status == PLLM_ENODEVMEM || status == PLLM_EBUSY || status == PLLM_ETIMEDOUT) return 0;
     const pllm_error *error = pllm_last_error();
     return error->status == status ? error->native : 0;
 }
@@ -299,8 +304,12 @@ static void stream_failed(pllm_transfers *transfers, copy_stream *stream, int st
     run_copied(transfers, index, status, native);
     while ((index = list_pop(transfers, &stream->runs)) != PLLM_NONE) {
         int code = device->ops->event_query(device, transfers->runs[index].event);
-        if (code == 0) code = PLLM_EDEVICE;
-        run_copied(transfers, index, code < 0 ? code : PLLM_OK, code < 0 ? native_of(code) : 0);
+        if (code > 0)
+            run_copied(transfers, index, PLLM_OK, 0);
+        else if (code < 0)
+            run_copied(transfers, index, code, native_of(code));
+        else /* lost with the stream */
+            run_copied(transfers, index, PLLM_EDEVICE, native);
     }
 }
 
@@ -430,15 +439,18 @@ static void disk_push(pllm_transfers *transfers)
                                      .bytes = run->count * transfers->page_bytes,
                                      .write = run->lane == LANE_WRITE,
                                      .cookie = index};
-        int status = transfers->disk_dead;
-        if (!status) status = transfers->disk->ops->submit(transfers->disk, &request);
+        int status = transfers->disk_dead, native = transfers->disk_dead_native;
+        if (!status) {
+            status = transfers->disk->ops->submit(transfers->disk, &request);
+            native = status < 0 ? native_of(status) : 0;
+        }
         if (status == PLLM_EBUSY && transfers->on_disk) return; /* full: after the next poll */
         list_pop(transfers, &transfers->to_disk);
         if (status == PLLM_OK) {
             run->phase = RUN_ON_DISK;
             transfers->on_disk++;
         } else {
-            run_disk_failed(transfers, index, status, native_of(status));
+            run_disk_failed(transfers, index, status, native);
         }
     }
 }
@@ -499,7 +511,7 @@ static int disk_run_start(pllm_transfers *transfers, uint32_t lane, uint32_t pri
     if (transfers->disk_dead) {
         uint32_t index = run_take(transfers, lane, priority);
         run_add(transfers, &transfers->runs[index], head);
-        run_finish(transfers, index, transfers->disk_dead, 0);
+        run_finish(transfers, index, transfers->disk_dead, transfers->disk_dead_native);
         return 1;
     }
     if (staging_room(transfers, priority) == 0) return 0;

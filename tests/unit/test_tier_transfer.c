@@ -1,5 +1,6 @@
 /* The transfer engine: pages come back as they went, in the order and with the failures that
  * transfer.h promises. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -481,9 +482,15 @@ static void test_close_after_the_disk_died(void **state)
         pllm_faulty_disk_stats_get(sim.disk, &stats);
     } while (stats.requests < 10);
     faults->fail_poll_at = stats.polls;
+    faults->native = ENXIO;
     for (uint32_t i = 0; i < 64; i++)
         (void)pllm_transfer_wait(sim.rig.transfers, tickets[i], UINT64_MAX);
     assert_int_equal(pllm_transfer_state(sim.rig.transfers, tickets[63]), PLLM_EIO);
+    /* Ever after it says what ended it, not what this thread failed at meanwhile. */
+    pllm_fail(PLLM_EIO, ENOSPC, "another disk is full");
+    expect_text(tier_rig_move_now(&sim.rig, DISK, DEVICE, 0, 200, 200), PLLM_EIO, strerror(ENXIO));
+    pllm_fail(PLLM_EIO, ENOSPC, "another disk is full");
+    expect_text(tier_rig_move_now(&sim.rig, DEVICE, DISK, 0, 201, 201), PLLM_EIO, strerror(ENXIO));
     pllm_transfers_close(sim.rig.transfers);
     sim.rig.transfers = NULL;
     pllm_disk_completion left[64];
