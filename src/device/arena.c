@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "base/bitmap.h"
 #include "device/arena.h"
 
 #define HUGE_BYTES ((uint64_t)2 << 20)
@@ -109,16 +110,15 @@ static pllm_arena_range *range_of(const pllm_arena *arena, pllm_va va, uint64_t 
     return range;
 }
 
-/* How many granules of [va, va + bytes) are mapped; stops at the first that differs from the
- * first one, so 0 means "none up to there" only together with whole. */
+/* Are all granules that [va, va + bytes) touches mapped (wanted 1), or none (0)? */
 static int range_is(const pllm_arena *arena, const pllm_arena_range *range, pllm_va va,
                     uint64_t bytes, uint32_t wanted)
 {
     uint64_t first = (va - range->va) / arena->granularity_bytes;
     uint64_t last = (va - range->va + bytes - 1) / arena->granularity_bytes;
-    for (uint64_t i = first; i <= last; i++)
-        if (((range->mapped[i / 64] >> (i % 64)) & 1) != wanted) return 0;
-    return 1;
+    uint64_t other = wanted ? pllm_bitmap_find_clear(range->mapped, last + 1, first)
+                            : pllm_bitmap_find_set(range->mapped, last + 1, first);
+    return other == PLLM_BITMAP_NONE;
 }
 
 static void range_set(const pllm_arena *arena, pllm_arena_range *range, pllm_va va, uint64_t bytes,
@@ -126,10 +126,10 @@ static void range_set(const pllm_arena *arena, pllm_arena_range *range, pllm_va 
 {
     uint64_t first = (va - range->va) / arena->granularity_bytes;
     uint64_t count = bytes / arena->granularity_bytes;
-    for (uint64_t i = first; i < first + count; i++) {
-        uint64_t bit = (uint64_t)1 << (i % 64);
-        range->mapped[i / 64] = mapped ? range->mapped[i / 64] | bit : range->mapped[i / 64] & ~bit;
-    }
+    if (mapped)
+        pllm_bitmap_set_range(range->mapped, first, count);
+    else
+        pllm_bitmap_clear_range(range->mapped, first, count);
 }
 
 static int check_bytes(const pllm_arena *arena, uint64_t bytes, const char *what)
@@ -156,7 +156,7 @@ int pllm_arena_reserve(pllm_arena *arena, uint64_t bytes, pllm_va *va_out)
     *va_out = 0;
     int status = check_bytes(arena, bytes, "a reservation");
     if (status < 0) return status;
-    uint64_t word_count = (bytes / arena->granularity_bytes + 63) / 64;
+    uint64_t word_count = pllm_bitmap_words(bytes / arena->granularity_bytes);
     uint64_t *mapped = pllm_alloc_array(arena->context, word_count, sizeof *mapped);
     if (!mapped) return pllm_fail_memory("a reservation's bitmap", word_count * sizeof *mapped);
     uint64_t alignment =

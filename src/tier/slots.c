@@ -1,6 +1,7 @@
 /* slots.c - a bitmap of slots with a count an extent, and hints that make the searches short. */
 #include <assert.h>
 #include <stdlib.h>
+#include "base/bitmap.h"
 #include "tier/slots.h"
 
 void pllm_slots_init(pllm_slots *slots, const pllm_context *context, uint32_t per_extent)
@@ -24,7 +25,7 @@ static uint32_t extent_count(const pllm_slots *slots)
 /* Rooms double, so that adding slab after slab copies each entry a few times in all. */
 static int slots_reserve(pllm_slots *slots, uint64_t slot_count)
 {
-    uint64_t words_old = slots->slot_room / 64, words = (slot_count + 63) / 64;
+    uint64_t words_old = slots->slot_room / 64, words = pllm_bitmap_words(slot_count);
     if (words > words_old) {
         if (words < 2 * words_old) words = 2 * words_old;
         void *grown = pllm_grow(slots->context, slots->taken, words_old * 8, words * 8);
@@ -58,12 +59,12 @@ int pllm_slots_grow(pllm_slots *slots, uint32_t added)
 
 int pllm_slots_is_taken(const pllm_slots *slots, uint32_t slot)
 {
-    return slot < slots->count && (slots->taken[slot / 64] >> (slot % 64) & 1);
+    return slot < slots->count && pllm_bitmap_get(slots->taken, slot);
 }
 
 static uint32_t slots_take(pllm_slots *slots, uint32_t slot)
 {
-    slots->taken[slot / 64] |= UINT64_C(1) << (slot % 64);
+    pllm_bitmap_set(slots->taken, slot);
     slots->extent_used[slot / slots->per_extent]++;
     slots->used++;
     if (slots->used > slots->peak) slots->peak = slots->used;
@@ -91,23 +92,16 @@ uint32_t pllm_slots_begin(pllm_slots *slots)
 
 uint32_t pllm_slots_any(pllm_slots *slots)
 {
-    uint32_t words = (slots->count + 63) / 64;
-    for (uint32_t w = slots->slot_hint / 64; w < words; w++) {
-        uint64_t free_bits = ~slots->taken[w];
-        if (!free_bits) continue;
-        uint32_t slot = w * 64 + (uint32_t)__builtin_ctzll(free_bits);
-        slots->slot_hint = slot < slots->count ? slot : slots->count;
-        return slot < slots->count ? slots_take(slots, slot) : PLLM_NONE;
-    }
-    slots->slot_hint = slots->count;
-    return PLLM_NONE;
+    uint64_t slot = pllm_bitmap_find_clear(slots->taken, slots->count, slots->slot_hint);
+    slots->slot_hint = slot == PLLM_BITMAP_NONE ? slots->count : (uint32_t)slot;
+    return slot == PLLM_BITMAP_NONE ? PLLM_NONE : slots_take(slots, (uint32_t)slot);
 }
 
 void pllm_slots_give(pllm_slots *slots, uint32_t slot)
 {
     assert(pllm_slots_is_taken(slots, slot));
     uint32_t extent = slot / slots->per_extent;
-    slots->taken[slot / 64] &= ~(UINT64_C(1) << (slot % 64));
+    pllm_bitmap_clear(slots->taken, slot);
     slots->used--;
     if (--slots->extent_used[extent] == 0 && extent < slots->extent_hint)
         slots->extent_hint = extent;

@@ -1,9 +1,13 @@
 /* tiers.c - frames on the device, slots in host memory, slots on disk: who has which.
  *
- *   device  region   | chunk 0     | chunk 1     | (no chunk)  | ...    chunk_used[c]: frames in
- * use frames   [ 0 ][ 1 ][ 2 ][ 3 ][ 4 ][ 5 ][ 6 ] ...           frames may straddle chunks host
- * slabs    | slab 0: some extents | slab 1 | ...             allocated as they are needed disk one
- * file | extent | extent | ... staging | extent | x staging_count only with a disk
+ *   device   region    | chunk 0     | chunk 1     | (no chunk)  | ...
+ *            frames    [ 0 ][ 1 ][ 2 ][ 3 ][ 4 ][ 5 ][ 6 ] ...
+ *   host     slabs     | slab 0: extents | slab 1: extents | ...
+ *   disk     one file  | extent | extent | extent | ...
+ *            staging   | extent | x staging_count
+ *
+ * chunk_used[c] counts the frames in use in chunk c; frames may straddle chunks. Slabs are
+ * allocated as they are needed, staging only with a disk.
  *
  * A frame is in use, or free and backed (ready), or free and without full backing (bare). Frames
  * are given lowest first, ready before bare, so that the highest chunks empty out and trim can
@@ -17,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/bitmap.h"
 #include "tier/tiers.h"
 #include "vmm/region.h"
 
@@ -55,28 +60,12 @@ struct pllm_tiers {
 
 /* ---- frames ---- */
 
-static void bit_set(uint64_t *bits, uint32_t i)
-{
-    bits[i / 64] |= UINT64_C(1) << (i % 64);
-}
-
-static void bit_clear(uint64_t *bits, uint32_t i)
-{
-    bits[i / 64] &= ~(UINT64_C(1) << (i % 64));
-}
-
-static int bit_get(const uint64_t *bits, uint32_t i)
-{
-    return (int)(bits[i / 64] >> (i % 64) & 1);
-}
-
 /* The lowest bit set at or above *hint, which moves up to it; PLLM_NONE if there is none. */
 static uint32_t bit_lowest(const uint64_t *bits, uint32_t count, uint32_t *hint)
 {
-    for (uint32_t word = *hint / 64; word < (count + 63) / 64; word++)
-        if (bits[word]) return *hint = word * 64 + (uint32_t)__builtin_ctzll(bits[word]);
-    *hint = count;
-    return PLLM_NONE;
+    uint64_t bit = pllm_bitmap_find_set(bits, count, *hint);
+    *hint = bit == PLLM_BITMAP_NONE ? count : (uint32_t)bit;
+    return bit == PLLM_BITMAP_NONE ? PLLM_NONE : (uint32_t)bit;
 }
 
 typedef struct chunk_span {
@@ -105,14 +94,14 @@ static void frames_sort(pllm_tiers *tiers, chunk_span span)
     uint64_t end = ((uint64_t)span.first + span.count) * tiers->chunk_bytes;
     for (uint64_t f = first; f < tiers->frame_max && f * tiers->page_bytes < end; f++) {
         uint32_t frame = (uint32_t)f;
-        if (!bit_get(tiers->ready, frame) && !bit_get(tiers->bare, frame)) continue;
+        if (!pllm_bitmap_get(tiers->ready, frame) && !pllm_bitmap_get(tiers->bare, frame)) continue;
         if (frame_is_backed(tiers, frame)) {
-            bit_set(tiers->ready, frame);
-            bit_clear(tiers->bare, frame);
+            pllm_bitmap_set(tiers->ready, frame);
+            pllm_bitmap_clear(tiers->bare, frame);
             if (frame < tiers->ready_hint) tiers->ready_hint = frame;
         } else {
-            bit_clear(tiers->ready, frame);
-            bit_set(tiers->bare, frame);
+            pllm_bitmap_clear(tiers->ready, frame);
+            pllm_bitmap_set(tiers->bare, frame);
             if (frame < tiers->bare_hint) tiers->bare_hint = frame;
         }
     }
@@ -164,7 +153,7 @@ int pllm_tiers_frame_alloc(pllm_tiers *tiers, uint32_t *frame_out)
         int status = frame_back(tiers, frame);
         if (status < 0) return status;
     }
-    bit_clear(tiers->ready, frame);
+    pllm_bitmap_clear(tiers->ready, frame);
     chunk_span span = frame_chunks(tiers, frame);
     for (uint32_t i = 0; i < span.count; i++) tiers->chunk_used[span.first + i]++;
     if (++tiers->frames_used > tiers->frames_peak) tiers->frames_peak = tiers->frames_used;
@@ -185,14 +174,15 @@ void *pllm_tiers_frame_view(const pllm_tiers *tiers, uint32_t frame)
 void pllm_tiers_frame_free(pllm_tiers *tiers, uint32_t frame)
 {
 #ifdef PLLM_CHECKS
-    if (frame >= tiers->frame_max || bit_get(tiers->ready, frame) || bit_get(tiers->bare, frame))
+    if (frame >= tiers->frame_max || pllm_bitmap_get(tiers->ready, frame) ||
+        pllm_bitmap_get(tiers->bare, frame))
         abort(); /* freed twice, or never given */
     void *view = pllm_tiers_frame_view(tiers, frame);
     if (view) memset(view, 0xff, tiers->page_bytes); /* NaN in every float format */
 #endif
     chunk_span span = frame_chunks(tiers, frame);
     for (uint32_t i = 0; i < span.count; i++) tiers->chunk_used[span.first + i]--;
-    bit_set(tiers->ready, frame);
+    pllm_bitmap_set(tiers->ready, frame);
     if (frame < tiers->ready_hint) tiers->ready_hint = frame;
     tiers->frames_used--;
 }
@@ -341,13 +331,13 @@ static int frames_open(pllm_tiers *tiers, const pllm_tiers_options *options)
         return pllm_fail(PLLM_EINVAL, 0, "%u frames of %llu bytes are more than a region holds",
                          tiers->frame_max, (unsigned long long)tiers->page_bytes);
     tiers->chunk_max = (uint32_t)chunks;
-    uint64_t words = (tiers->frame_max + UINT64_C(63)) / 64;
+    uint64_t words = pllm_bitmap_words(tiers->frame_max);
     tiers->ready = pllm_alloc_array(tiers->context, words, 8);
     tiers->bare = pllm_alloc_array(tiers->context, words, 8);
     tiers->chunk_used = pllm_alloc_array(tiers->context, chunks, sizeof(uint32_t));
     if (!tiers->ready || !tiers->bare || !tiers->chunk_used)
         return pllm_fail_memory("the table of frames", words * 16 + chunks * 4);
-    for (uint32_t frame = 0; frame < tiers->frame_max; frame++) bit_set(tiers->bare, frame);
+    pllm_bitmap_set_range(tiers->bare, 0, tiers->frame_max);
     status = pllm_budget_join(tiers->budget, options->member_name ? options->member_name : "frames",
                               0, UINT64_MAX, &tiers->member);
     if (status < 0) return status;
@@ -510,7 +500,8 @@ void pllm_tiers_check(const pllm_tiers *tiers)
     uint64_t *touching = calloc(tiers->chunk_max, sizeof *touching); /* tests only: not counted */
     if (!touching) abort();
     for (uint32_t frame = 0; frame < tiers->frame_max; frame++) {
-        int ready = bit_get(tiers->ready, frame), bare = bit_get(tiers->bare, frame);
+        int ready = pllm_bitmap_get(tiers->ready, frame),
+            bare = pllm_bitmap_get(tiers->bare, frame);
         if (ready && bare) abort();                         /* 1 */
         if (frame_is_backed(tiers, frame) == bare) abort(); /* 3 */
         if (ready && frame < tiers->ready_hint) abort();

@@ -71,11 +71,6 @@ void pllm_transfer_dequeue(pllm_transfers *transfers, uint32_t index)
 
 /* ---- requests by slot ---- */
 
-static int lane_is_disk(uint32_t lane)
-{
-    return lane >= LANE_READ;
-}
-
 static uint32_t *bucket_of(const pllm_transfers *transfers, uint32_t lane, uint32_t slot)
 {
     uint32_t key = (slot << 1 | (uint32_t)lane_is_disk(lane)) * UINT32_C(2654435769);

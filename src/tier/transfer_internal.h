@@ -28,6 +28,11 @@
 enum { LANE_IN, LANE_OUT, LANE_READ, LANE_WRITE, LANE_COUNT };
 enum { PRIORITY_COUNT = 3, RECORD_BLOCK = 1024, COPY_PAGES_MAX = 64 };
 
+static inline int lane_is_disk(uint32_t lane)
+{
+    return lane >= LANE_READ;
+}
+
 typedef enum request_state {
     REQUEST_FREE,
     REQUEST_BLOCKED,

@@ -132,11 +132,6 @@ static uint32_t list_pop(pllm_transfers *transfers, run_list *list)
     return index;
 }
 
-static int lane_is_disk(uint32_t lane)
-{
-    return lane >= LANE_READ;
-}
-
 static uint32_t run_take(pllm_transfers *transfers, uint32_t lane, uint32_t priority)
 {
     uint32_t index = transfers->run_free;
