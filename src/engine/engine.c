@@ -143,20 +143,19 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
 /* Workspace, open blocks and frames, in that order, under the two limits. */
 static int open_memory(pllm_engine *engine)
 {
-    static const char *const policies[] = {"static", "lru", "2q"};
-    static const char *const prefetchers[] = {"none", "sequential"};
     static const char *const disks[] = {"auto", "uring", "pread"};
     const pllm_engine_options *o = &engine->options;
     pllm_kv_cache *cache = &engine->cache;
-    int policy = choose("policy", o->policy, policies, 3);
-    if (policy < 0) return policy;
-    int prefetch = choose("prefetch strategy", o->prefetch_strategy, prefetchers, 2);
-    if (prefetch < 0) return prefetch;
+    pllm_policy_kind policy;
+    pllm_prefetch_kind prefetch;
+    int status = pllm_policy_from_name(o->policy, &policy);
+    if (status == PLLM_OK) status = pllm_prefetch_from_name(o->prefetch_strategy, &prefetch);
+    if (status < 0) return status;
     int disk = choose("disk I/O", o->disk_io, disks, 3);
     if (disk < 0) return disk;
 
     pllm_device_info device;
-    int status = engine->device->ops->info(engine->device, &device);
+    status = engine->device->ops->info(engine->device, &device);
     if (status < 0) return status;
     uint64_t frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
     uint64_t open_bytes = (uint64_t)o->sequence_max * engine->shape.layer_count *
@@ -216,8 +215,8 @@ static int open_memory(pllm_engine *engine)
     pllm_pager_options pager_options = {
         .struct_bytes = sizeof pager_options,
         .page_max = (uint32_t)page_max,
-        .policy = (pllm_policy_kind)policy,
-        .prefetch = (pllm_prefetch_kind)prefetch,
+        .policy = policy,
+        .prefetch = prefetch,
         .record_max = o->record_max,
         .fingerprint = pllm_model_fingerprint(engine->model),
         .format = cache->shape.sealed,

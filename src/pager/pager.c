@@ -83,7 +83,7 @@ int pllm_prefetch_from_name(const char *name, pllm_prefetch_kind *kind_out)
         *kind_out = PLLM_PREFETCH_SEQUENTIAL;
     else
         return pllm_fail(PLLM_EINVAL, 0,
-                         "there is no prefetch strategy '%s': choose sequential or none",
+                         "prefetch strategy '%s' is unknown: use one of sequential, none",
                          name ? name : "");
     return PLLM_OK;
 }

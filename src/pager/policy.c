@@ -23,7 +23,7 @@ int pllm_policy_from_name(const char *name, pllm_policy_kind *kind_out)
         *kind_out = (pllm_policy_kind)kind;
         return PLLM_OK;
     }
-    return pllm_fail(PLLM_EINVAL, 0, "there is no policy '%s': choose static, lru or 2q",
+    return pllm_fail(PLLM_EINVAL, 0, "policy '%s' is unknown: use one of static, lru, 2q",
                      name ? name : "");
 }
 

@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include "base/options.h"
 #include "failing_context.h"
+#include "pager/pager.h"
 #include "pager/replay.h"
 
 enum { PAGES = 24, LENGTH = 400 };
@@ -393,6 +395,33 @@ static void replay_survives_lost_allocations(void **state)
     }
 }
 
+/* The command line has its own list of names, since it is below the pager: the same one. */
+static void the_command_line_has_the_same_names(void **state)
+{
+    (void)state;
+    for (int prefetch = 0; prefetch < 2; prefetch++) {
+        const pllm_option *option = pllm_option_find(prefetch ? "prefetch-strategy" : "policy");
+        assert_non_null(option);
+        char names[64], *rest = names;
+        snprintf(names, sizeof names, "%s", option->argument);
+        uint32_t count = 0, seen = 0;
+        for (char *name; (name = strtok_r(rest, "|", &rest)); count++) {
+            pllm_policy_kind policy = PLLM_POLICY_STATIC;
+            pllm_prefetch_kind kind = PLLM_PREFETCH_NONE;
+            int status = prefetch ? pllm_prefetch_from_name(name, &kind)
+                                  : pllm_policy_from_name(name, &policy);
+            assert_int_equal(status, PLLM_OK);
+            seen |= 1u << (prefetch ? (int)kind : (int)policy);
+            status = prefetch ? pllm_prefetch_from_name("mru", &kind)
+                              : pllm_policy_from_name("mru", &policy);
+            assert_int_equal(status, PLLM_EINVAL);
+            assert_non_null(strstr(pllm_last_error()->text, name)); /* what there is, is listed */
+        }
+        assert_int_equal(count, prefetch ? PLLM_PREFETCH_SEQUENTIAL + 1 : PLLM_POLICY_COUNT);
+        assert_int_equal(seen, (1u << count) - 1);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -406,6 +435,7 @@ int main(void)
         cmocka_unit_test(traces_survive_a_file),
         cmocka_unit_test(bad_traces_are_refused),
         cmocka_unit_test(replay_survives_lost_allocations),
+        cmocka_unit_test(the_command_line_has_the_same_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
