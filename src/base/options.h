@@ -83,7 +83,8 @@ typedef struct pllm_settings {
     pllm_string_list stop;
     uint64_t seed;
     uint64_t window, prefill, decode;
-    pllm_uint_list depth;
+    pllm_uint_list depth, frames;
+    const char *record;
     bool json, special;
 
     /* from the command line */

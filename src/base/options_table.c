@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include "base/options.h"
 
-enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR };
+enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR, TRACE };
 
 const pllm_command pllm_commands[] = {
     [RUN] = {"run", "MODEL", 1, 1, "completes a prompt; prints only the generated text"},
@@ -13,6 +13,8 @@ const pllm_command pllm_commands[] = {
     [PERPLEXITY] = {"perplexity", "MODEL FILE", 2, 2, "scores a text file"},
     [TOKENIZE] = {"tokenize", "MODEL", 1, 1, "turns text into token ids"},
     [DETOKENIZE] = {"detokenize", "MODEL", 1, 1, "turns token ids into text"},
+    [TRACE] = {"trace", "FILE", 1, 1,
+               "replays recorded accesses: each policy's hits, and the most there could be"},
     [DOCTOR] = {"doctor", "[MODEL]", 0, 1, "shows devices, tiers, limits and what is missing"},
 };
 const uint32_t pllm_command_count = sizeof pllm_commands / sizeof pllm_commands[0];
@@ -84,8 +86,11 @@ const pllm_option pllm_options[] = {
          "tokens a stretch, each scored by those before it in the stretch"),
     UINT(prefill, ON(BENCH), "512", 0, UINT32, "prompt tokens to time; 0: none"),
     UINT(decode, ON(BENCH), "128", 0, UINT32, "generated tokens to time; 0: none"),
+    STRING(record, ON(RUN) | ON(BENCH) | ON(PERPLEXITY), "FILE", NULL,
+           "writes which KV blocks were read, in order, for pagedllm trace"),
+    UINTS(frames, ON(TRACE), "64,256,1024", 1, UINT32, "numbers of block frames to replay with"),
     UINTS(depth, ON(BENCH), "0", 0, UINT32, "tokens in the context before timing begins"),
-    BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR), "prints JSON"),
+    BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE), "prints JSON"),
 
     STRING(device, ALL, "NAME", "host",
            "where to compute: host, cuda, or cuda:1 for the second GPU"),

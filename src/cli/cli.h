@@ -72,5 +72,6 @@ int command_perplexity(cli_program *cli);
 int command_tokenize(cli_program *cli);
 int command_detokenize(cli_program *cli);
 int command_doctor(cli_program *cli);
+int command_trace(cli_program *cli);
 
 #endif

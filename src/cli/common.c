@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include "base/context.h"
 #include "cli/cli.h"
+#include "engine/parts.h"
 
 /* One line that is drawn over: "reading [=====     ] 53%". */
 static int show_progress(void *user, const char *what, uint64_t done, uint64_t total)
@@ -22,6 +23,8 @@ static int show_progress(void *user, const char *what, uint64_t done, uint64_t t
     if (done >= total) fprintf(stderr, "\r\033[K");
     return 0;
 }
+
+enum { RECORD_MAX = 1 << 22 }; /* accesses that --record keeps: the last ones, 32 MiB of them */
 
 int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
 {
@@ -56,6 +59,7 @@ int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
         .link_bytes_per_second =
             settings->link_bandwidth == PLLM_SIZE_UNLIMITED ? 0 : (double)settings->link_bandwidth,
         .link_latency_ns = (uint64_t)(settings->link_latency_us * 1000),
+        .record_max = settings->record ? RECORD_MAX : 0,
         .progress = show_progress,
     };
     /* A folder without a size: as much as every block of the context would take. */
@@ -179,6 +183,10 @@ void cli_stats_text(const pllm_engine *engine)
 int cli_stats(cli_program *cli, const pllm_engine *engine, const pllm_generate_result *result)
 {
     if (cli->settings->stats) cli_stats_text(engine);
+    if (cli->settings->record) {
+        int written = pllm_engine_write_trace(engine, cli->settings->record);
+        if (written < 0) return written;
+    }
     if (!cli->stats.file) return PLLM_OK;
     json_t *root = stats_json(engine, result);
     if (!root) return pllm_fail_memory("statistics", 4096);

@@ -79,6 +79,7 @@ static int (*find_command(const char *name))(cli_program *)
         {"perplexity", command_perplexity},
         {"tokenize", command_tokenize},
         {"detokenize", command_detokenize},
+        {"trace", command_trace},
         {"doctor", command_doctor},
     };
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)

@@ -13,6 +13,7 @@
 #include "base/size.h"
 #include "engine/engine_internal.h"
 #include "engine/parts.h"
+#include "pager/replay.h"
 
 enum { LEAST_FRAMES = PLLM_CHUNK_BLOCKS };
 
@@ -524,6 +525,22 @@ int pllm_engine_decode(pllm_engine *engine, const uint32_t *ids, uint32_t id_cou
 void pllm_engine_free(pllm_engine *engine, void *pointer)
 {
     pllm_free(engine->context, pointer);
+}
+
+int pllm_engine_write_trace(const pllm_engine *engine, const char *path)
+{
+    uint64_t count;
+    const uint32_t *accesses = pllm_pager_record(engine->pager, &count);
+    if (count == 0)
+        return pllm_fail(PLLM_EINVAL, 0, "no block was read, so there is no trace to write");
+    pllm_trace *trace;
+    int status =
+        pllm_trace_open(engine->context, engine->cache.group_max * engine->cache.layer_count,
+                        pllm_pager_ranks(engine->pager), accesses, count, &trace);
+    if (status < 0) return status;
+    status = pllm_trace_write(trace, path);
+    pllm_trace_close(trace);
+    return status;
 }
 
 void pllm_engine_check(const pllm_engine *engine)

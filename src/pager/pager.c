@@ -427,6 +427,11 @@ const uint32_t *pllm_pager_record(const pllm_pager *pager, uint64_t *count_out)
     return pager->record + (count < pager->record_max ? 0 : count % pager->record_max);
 }
 
+const uint32_t *pllm_pager_ranks(const pllm_pager *pager)
+{
+    return pager->policy.rank;
+}
+
 /* ---- the check ---- */
 
 static void broken(const pllm_pager *pager, int invariant, uint32_t page)

@@ -122,5 +122,7 @@ void pllm_pager_check(const pllm_pager *pager);
 
 /* The last record_max accesses (page numbers, in order); count in *count_out. Borrowed. */
 const uint32_t *pllm_pager_record(const pllm_pager *pager, uint64_t *count_out);
+/* The rank of every page number, page_max of them; of a freed page, the last it had. Borrowed. */
+const uint32_t *pllm_pager_ranks(const pllm_pager *pager);
 
 #endif

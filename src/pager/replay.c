@@ -232,8 +232,8 @@ int pllm_trace_read(const pllm_context *context, const char *path, pllm_trace **
     }
     if (ferror(file))
         status = pllm_fail(PLLM_EIO, errno, "%s cannot be read: %s", path, strerror(errno));
-    else
-        status = pllm_trace_parse(context, text, bytes, trace_out);
+    else if ((status = pllm_trace_parse(context, text, bytes, trace_out)) == PLLM_EINVAL)
+        pllm_fail(status, 0, "%s: %s", path, pllm_last_error()->text);
 done:
     pllm_free(context, text);
     fclose(file);

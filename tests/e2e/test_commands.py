@@ -95,6 +95,18 @@ class Commands(ProgramTest):
         self.assertEqual(self.pipe(content, "detokenize", MODEL, "--ids", "-", "--special"),
                          marker.encode() + b"\n")
 
+    def test_a_recorded_run_replays(self):
+        path = os.path.join(self.scratch, "run.trace")
+        self.succeed("bench", MODEL, "--prefill", 0, "--decode", 6, "--depth", 512, "--record", path)
+        replayed = json.loads(self.succeed("trace", path, "--frames", "60,240,100000", "--json"))
+        self.assertGreater(replayed["accesses"], 6 * 30 * 16)
+        few, half, plenty = replayed["hits"]
+        for row in (few, half, plenty):
+            self.assertGreaterEqual(row["optimum"], max(row["static"], row["lru"], row["2q"]))
+        self.assertGreater(half["static"], 10 * half["lru"])  # a cyclic scan is lru's worst case
+        self.assertEqual(plenty["lru"], plenty["optimum"])
+        self.refuse("trace", self.write("no.trace", b"nothing"), words=["no.trace", "line 1"])
+
     def test_ids_that_are_none(self):
         output = os.path.join(self.scratch, "out.npy")
         for name, content, word in (
