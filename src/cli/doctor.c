@@ -1,6 +1,7 @@
 /* doctor.c - pagedllm doctor: what this machine has, measured, and what is missing and how to get
  * it. */
 #include <dlfcn.h>
+#include <numa.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -15,7 +16,7 @@
 #include "tier/disk.h"
 
 typedef struct findings {
-    uint32_t threads;
+    uint32_t threads, memory_nodes;
     const char *kernels;
     pllm_device_info host;
     double memory_bytes_per_second, copy_bytes_per_second, copy_all_bytes_per_second;
@@ -221,16 +222,17 @@ static int report_json(const findings *f)
     for (uint32_t i = 0; i < f->missing_count; i++)
         json_array_append_new(missing, json_string(f->missing[i]));
     json_t *root = json_pack(
-        "{s:s,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
-        pllm_version(), "threads", (int)f->threads, "kernels", f->kernels, "host_total_bytes",
-        (json_int_t)f->host.total_bytes, "host_free_bytes", (json_int_t)f->host.free_bytes,
-        "memory_read_bytes_per_second", f->memory_bytes_per_second, "memory_copy_bytes_per_second",
-        f->copy_bytes_per_second, "memory_copy_all_threads_bytes_per_second",
-        f->copy_all_bytes_per_second, "disk", f->disk_name, "disk_folder",
-        cli_json_text(f->disk_folder), "disk_note", cli_json_text(f->disk_note), "disk_free_bytes",
-        (json_int_t)f->disk_free_bytes, "disk_problem", cli_json_text(f->disk_problem),
-        "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
-        f->disk_read_bytes_per_second, "memlock_bytes",
+        "{s:s,s:i,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
+        pllm_version(), "threads", (int)f->threads, "memory_nodes", (int)f->memory_nodes, "kernels",
+        f->kernels, "host_total_bytes", (json_int_t)f->host.total_bytes, "host_free_bytes",
+        (json_int_t)f->host.free_bytes, "memory_read_bytes_per_second", f->memory_bytes_per_second,
+        "memory_copy_bytes_per_second", f->copy_bytes_per_second,
+        "memory_copy_all_threads_bytes_per_second", f->copy_all_bytes_per_second, "disk",
+        f->disk_name, "disk_folder", cli_json_text(f->disk_folder), "disk_note",
+        cli_json_text(f->disk_note), "disk_free_bytes", (json_int_t)f->disk_free_bytes,
+        "disk_problem", cli_json_text(f->disk_problem), "disk_write_bytes_per_second",
+        f->disk_write_bytes_per_second, "disk_read_bytes_per_second", f->disk_read_bytes_per_second,
+        "memlock_bytes",
         f->memlock_bytes > INT64_MAX ? (json_int_t)-1 : (json_int_t)f->memlock_bytes, "cuda",
         f->cuda, "missing", missing);
     if (root && f->has_model) json_object_set_new(root, "model", model_json(f));
@@ -275,6 +277,11 @@ static int report_text(const findings *f)
     printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one, %.1f with all\n",
            f->memory_bytes_per_second * 1e-9, f->threads, f->copy_bytes_per_second * 1e-9,
            f->copy_all_bytes_per_second * 1e-9);
+    if (f->memory_nodes > 1)
+        printf(
+            "           %u NUMA nodes: `numactl -N 0 -m 0 pagedllm ...` keeps threads and memory "
+            "together\n",
+            f->memory_nodes);
     report_disk(f);
     printf("limits     %s of memory may be locked (ulimit -l)\n",
            f->memlock_bytes == RLIM_INFINITY
@@ -288,7 +295,8 @@ static int report_text(const findings *f)
 
 int command_doctor(cli_program *cli)
 {
-    findings f = {.kernels = pllm_kernels_best()->name};
+    findings f = {.kernels = pllm_kernels_best()->name, .memory_nodes = 1};
+    if (numa_available() >= 0) f.memory_nodes = (uint32_t)numa_num_configured_nodes();
     struct rlimit limit;
     if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0) f.memlock_bytes = limit.rlim_cur;
     int status = measure_memory(cli->context, &f);
