@@ -23,6 +23,7 @@ model: ## models/SmolLM2-135M-Instruct.Q4_1.gguf, the model of the demo and the 
 
 demo: ## a real model answers twice, unlimited and with a tenth of the memory: the same bits
 	@scripts/bootstrap.sh demo
+	@scripts/model.sh >/dev/null
 	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF $(CMAKE_ARGS)
 	@scripts/demo.py
 

@@ -9,10 +9,10 @@ build/demo/, where the answers and statistics stay for reading.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.environ.get("PAGEDLLM_PROGRAM", os.path.join(ROOT, "build", "release", "pagedllm"))
@@ -49,7 +49,7 @@ def program(*arguments, output=None):
     command = [PROGRAM, *arguments]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     if result.returncode != 0:
-        fail(f"{' '.join(command)} exited with {result.returncode}; its message is above")
+        fail(f"`{shlex.join(command)}` exited with {result.returncode}; its message is above".replace("\n", "\\n"))
     if output:
         with open(output, "wb") as file:
             file.write(result.stdout)
@@ -57,20 +57,18 @@ def program(*arguments, output=None):
 
 
 def answer(model, name, *limits):
-    """Runs the model over the story. Returns the bytes it printed, its statistics and the time."""
+    """Runs the model over the story. Returns the bytes it printed and its statistics."""
     path = os.path.join(WORK, f"{name}.json")
-    start = time.monotonic()
     text = program("run", model, "--prompt-file", os.path.join(WORK, "story.txt"), "--max-tokens", str(ANSWER_TOKENS),
                    "--temperature", "0", "--stop", "\n", "--stats-json", path, *limits,
                    output=os.path.join(WORK, f"{name}.txt"))
-    seconds = time.monotonic() - start
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
     try:
         stats = {key: content[field] for key, field in STATS.items()}
     except KeyError as missing:
         fail(f"{path} has no field {missing}")
-    return text, stats, seconds
+    return text, stats
 
 
 def logits(model, name, ids, *limits):
@@ -141,9 +139,10 @@ def main():
         file.write(story)
     name = os.path.basename(model)
 
-    print(f"1. {name} reads a story and answers a question about it, with unlimited memory.\n")
+    print(f"1. {name} reads a story and finishes its last sentence, with unlimited memory:\n"
+          f"   \"{story.splitlines()[-1]} ...\"\n")
     sys.stdout.flush()
-    free_text, free, free_seconds = answer(model, "unlimited")
+    free_text, free = answer(model, "unlimited")
     quote(free_text)
 
     limits = limits_for(free["kv"])
@@ -151,7 +150,7 @@ def main():
           f"what it used, and\n   {size(free['kv'] * 3 // 10)} of host memory; the rest goes to a "
           f"file on disk.\n")
     sys.stdout.flush()
-    tight_text, tight, tight_seconds = answer(model, "tenth", *limits)
+    tight_text, tight = answer(model, "tenth", *limits)
     quote(tight_text)
     table(free, tight)
 
@@ -188,9 +187,9 @@ def main():
 
     print(f"   What you saw: the model's memory of the story did not fit, so its blocks moved between\n"
           f"   the device, host memory and disk ({tight['evictions']:,} evictions, {size(moved)} brought "
-          f"back), and not one bit\n   of the result changed. It took {tight_seconds:.1f} s instead of "
-          f"{free_seconds:.1f} s. The device here is the host device:\n   an arena of its own in ordinary "
-          f"memory, so that all of this runs without a GPU.\n\n   Talk to it: "
+          f"back), and not one bit\n   of the result changed. It wrote {rate(tight['generated'], tight['decode_ns'])} "
+          f"instead of {rate(free['generated'], free['decode_ns'])}. The device here\n   is the host device: an arena of its own in "
+          f"ordinary memory, so that all of this runs without a GPU.\n\n   Talk to it: "
           f"{os.path.relpath(PROGRAM)} chat {os.path.relpath(model)}")
 
 

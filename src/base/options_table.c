@@ -64,7 +64,8 @@ const uint32_t pllm_command_count = sizeof pllm_commands / sizeof pllm_commands[
 
 /* clang-format off: a table reads better with one row a line, however long */
 const pllm_option pllm_options[] = {
-    STRING(prompt, ON(RUN), "TEXT", NULL, "what to complete"),
+    STRING(prompt, ON(RUN), "TEXT", NULL,
+           "what to complete; text that spells a special token is that token"),
     STRING(prompt_file, ON(RUN), "FILE", NULL, "a file with what to complete; - is standard input"),
     STRING(system, ON(CHAT), "TEXT", NULL, "the system message, in place of the template's own"),
     UINT(max_tokens, GENERATE | ON(PERPLEXITY), "256", 0, UINT32,
@@ -76,7 +77,8 @@ const pllm_option pllm_options[] = {
           "samples among the likeliest tokens that together reach this probability"),
     STRINGS(stop, GENERATE, "TEXT", "stops before this text; may be given several times"),
     UINT(seed, GENERATE | ON(BENCH), "1", 0, 0, "of sampling: the same seed gives the same text"),
-    STRING(text, ON(TOKENIZE), "TEXT", NULL, "what to tokenize; standard input if not given"),
+    STRING(text, ON(TOKENIZE), "TEXT", NULL,
+           "what to tokenize; standard input if not given; special tokens are recognised"),
     STRING(ids, ON(LOGITS) | ON(DETOKENIZE), "FILE", NULL,
            "token ids: a JSON array, or .npy; - is standard input"),
     STRING(output, ON(LOGITS), "FILE", NULL, "the .npy file to write, f32 [positions][vocabulary]"),

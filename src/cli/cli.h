@@ -26,6 +26,7 @@ typedef struct cli_program {
     const pllm_settings *settings;
     const pllm_context *context; /* logs as --log-level and --log-format say */
     cli_output stats;            /* --stats-json, from when the engine opens; main discards it */
+    uint64_t percent_shown;      /* by the progress bar */
 } cli_program;
 
 /* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */

@@ -11,15 +11,18 @@
 /* One line that is drawn over: "reading [=====     ] 53%". */
 static int show_progress(void *user, const char *what, uint64_t done, uint64_t total)
 {
-    (void)user;
+    cli_program *cli = user;
     if (cli_interrupted()) return 1;
     if (!isatty(STDERR_FILENO) || total == 0) return 0;
+    uint64_t percent = done * 100 / total;
+    if (percent == cli->percent_shown && done < total) return 0;
+    cli->percent_shown = percent;
     enum { WIDTH = 32 };
     char bar[WIDTH + 1];
     uint64_t filled = done * WIDTH / total;
     for (uint64_t i = 0; i < WIDTH; i++) bar[i] = i < filled ? '=' : ' ';
     bar[WIDTH] = '\0';
-    fprintf(stderr, "\r%s [%s] %3llu%%", what, bar, (unsigned long long)(done * 100 / total));
+    fprintf(stderr, "\r%s [%s] %3llu%%", what, bar, (unsigned long long)percent);
     if (done >= total) fprintf(stderr, "\r\033[K");
     return 0;
 }
@@ -61,6 +64,7 @@ int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
         .link_latency_ns = (uint64_t)(settings->link_latency_us * 1000),
         .record_max = settings->record ? RECORD_MAX : 0,
         .progress = show_progress,
+        .progress_user = cli,
     };
     /* A folder without a size: as much as every block of the context would take. */
     if (settings->nvme_path && settings->nvme_size == 0) options.nvme_size_bytes = PLLM_UNLIMITED;
@@ -157,7 +161,7 @@ void cli_stats_text(const pllm_engine *engine)
     const double mb = 1e-6;
     fprintf(stderr, "prompt     %llu tokens, %.1f a second\n", (unsigned long long)s.prompt_tokens,
             per_second(s.prompt_tokens, s.prefill_ns));
-    fprintf(stderr, "generated  %llu tokens, %.1f a second\n",
+    fprintf(stderr, "decoded    %llu tokens, %.1f a second\n",
             (unsigned long long)s.generated_tokens, per_second(s.generated_tokens, s.decode_ns));
     fprintf(stderr,
             "memory     %.1f MB of weights; device %.1f MB at most; %.1f MB resident at most\n",
@@ -185,7 +189,10 @@ int cli_stats(cli_program *cli, const pllm_engine *engine, const pllm_generate_r
     if (cli->settings->stats) cli_stats_text(engine);
     if (cli->settings->record) {
         int written = pllm_engine_write_trace(engine, cli->settings->record);
-        if (written < 0) return written;
+        if (written == PLLM_ENOTFOUND)
+            pllm_log(cli->context, PLLM_LOG_WARN, "%s", pllm_last_error()->text);
+        else if (written < 0)
+            return written;
     }
     if (!cli->stats.file) return PLLM_OK;
     json_t *root = stats_json(engine, result);

@@ -261,8 +261,11 @@ static void report_model(const findings *f)
            m->family, m->layer_count, m->context_max,
            pllm_size_text(m->weight_bytes, weights, sizeof weights),
            (unsigned long long)m->kv_bytes_per_token, m->kv_format);
-    printf("           least --vram-limit %llu, least --kv-limit %llu\n",
-           (unsigned long long)m->least_vram_bytes, (unsigned long long)m->least_kv_bytes);
+    char vram[PLLM_SIZE_TEXT_BYTES], kv[PLLM_SIZE_TEXT_BYTES];
+    printf("           least --vram-limit %llu (%s), least --kv-limit %llu (%s)\n",
+           (unsigned long long)m->least_vram_bytes,
+           pllm_size_text(m->least_vram_bytes, vram, sizeof vram),
+           (unsigned long long)m->least_kv_bytes, pllm_size_text(m->least_kv_bytes, kv, sizeof kv));
 }
 
 static int report_text(const findings *f)

@@ -75,6 +75,10 @@ static int complete(cli_program *cli, pllm_engine *engine, const uint32_t *ids, 
     if (cli_interrupted()) return cli_canceled();
     if (status == PLLM_OK && ferror(stdout))
         status = pllm_fail(PLLM_EIO, 0, "standard output could not be written to the end");
+    if (status == PLLM_OK && result.stop == PLLM_STOP_END && result.generated_tokens == 0)
+        pllm_log(cli->context, PLLM_LOG_WARN,
+                 "the model ended at once: nothing was generated (a chat model wants its markers "
+                 "around a prompt; see pagedllm chat)");
     if (status == PLLM_OK && result.stop == PLLM_STOP_CONTEXT)
         pllm_log(cli->context, PLLM_LOG_WARN, "generation ended because the context is full");
     return status < 0 ? status : cli_stats(cli, engine, &result);

@@ -532,7 +532,8 @@ int pllm_engine_write_trace(const pllm_engine *engine, const char *path)
     uint64_t count;
     const uint32_t *accesses = pllm_pager_record(engine->pager, &count);
     if (count == 0)
-        return pllm_fail(PLLM_EINVAL, 0, "no block was read, so there is no trace to write");
+        return pllm_fail(PLLM_ENOTFOUND, 0,
+                         "no sealed block was read, so there is no trace to write");
     pllm_trace *trace;
     int status =
         pllm_trace_open(engine->context, engine->cache.group_max * engine->cache.layer_count,

@@ -14,7 +14,7 @@ int pllm_engine_open_on(const pllm_context *context, const char *path,
                         const pllm_engine_options *options, pllm_device *device, pllm_disk *disk,
                         pllm_engine **engine_out);
 /* Writes the accesses recorded so far (options.record_max) as a trace that pager/replay.h reads.
- * Errors: EINVAL (nothing was recorded), EIO, ENOMEM. */
+ * Errors: ENOTFOUND (nothing was recorded), EIO, ENOMEM. */
 int pllm_engine_write_trace(const pllm_engine *engine, const char *path);
 /* The invariants of kv_cache.h and pager.h, checked; for tests. */
 void pllm_engine_check(const pllm_engine *engine);

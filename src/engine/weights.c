@@ -63,7 +63,8 @@ static int pack_matrix(packer *p, const pllm_tensor_view *view, pllm_operation *
     p->compute = asked;
     pllm_model_drop(p->model, view->data, view->bytes);
     p->done_bytes += view->bytes;
-    if (p->progress && p->progress(p->user, "loading", p->done_bytes, p->total_bytes))
+    if (p->done_bytes < p->total_bytes && p->progress &&
+        p->progress(p->user, "loading", p->done_bytes, p->total_bytes))
         return pllm_fail(PLLM_ECANCELED, 0, "loading %s was canceled", pllm_model_path(p->model));
     return PLLM_OK;
 }
@@ -139,6 +140,8 @@ int pllm_weights_init(pllm_weights *weights, const pllm_context *context, const 
     }
     for (uint32_t layer = 0; status == PLLM_OK && layer < shape->layer_count; layer++)
         status = pack_layer(&p, pllm_model_layer(model, layer), &weights->layers[layer]);
+    if (status == PLLM_OK && progress && progress(user, "loading", p.total_bytes, p.total_bytes))
+        status = pllm_fail(PLLM_ECANCELED, 0, "loading %s was canceled", pllm_model_path(model));
     if (status < 0) pllm_weights_deinit(weights);
     return status;
 }

@@ -83,7 +83,7 @@ class Chat(ProgramTest):
         lines = [line for line in said.split("\n") if line]
         self.assertNotIn(">", said[:1])
         self.assertIn("Ada", said)
-        self.assertIn("generated", told) # /stats
+        self.assertIn("decoded", told) # /stats
         # After /reset it does not know the name: the answer is that of a new conversation.
         alone, _ = self.talk("What is my name?\n", 24)
         self.assertTrue(said.endswith(alone), (said, alone))
@@ -118,7 +118,7 @@ class Chat(ProgramTest):
         terminal.expect("Hello\r\n") # the terminal's echo
         self.assertTrue(terminal.expect("> ").strip())
         terminal.send("/stats\n")
-        terminal.expect("generated")
+        terminal.expect("decoded")
         terminal.expect("> ")
         terminal.send("/reset\n")
         terminal.expect("> ")
@@ -135,7 +135,7 @@ class Chat(ProgramTest):
         terminal.send("\x03")
         self.assertTrue(terminal.expect("> ").strip())
         terminal.send("/stats\n")
-        terminal.expect("generated")
+        terminal.expect("decoded")
         terminal.expect("> ")
         terminal.send("\x03") # at the prompt it ends the chat
         self.assertEqual(terminal.finish(), 128 + signal.SIGINT)
