@@ -4,6 +4,7 @@
 #include <numa.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include "base/clock.h"
@@ -130,7 +131,10 @@ static void measure_disk(const cli_program *cli, findings *f)
     const pllm_settings *settings = cli->settings;
     char *staging = NULL;
     pllm_disk *disk = NULL;
-    if (posix_memalign((void **)&staging, 4096, 8 * DISK_UNIT) != 0) return;
+    /* On huge pages, as the spill file's own staging is: a request of few segments is twice as
+     * fast. */
+    if (posix_memalign((void **)&staging, 2 << 20, 8 * DISK_UNIT) != 0) return;
+    madvise(staging, 8 * DISK_UNIT, MADV_HUGEPAGE);
     memset(staging, 3, 8 * DISK_UNIT);
     pllm_disk_options options = {.struct_bytes = sizeof options,
                                  .kind = (pllm_disk_kind)settings->disk_io,
@@ -142,7 +146,12 @@ static void measure_disk(const cli_program *cli, findings *f)
         snprintf(f->disk_problem, sizeof f->disk_problem, "%s", pllm_last_error()->text);
     } else {
         f->disk_write_bytes_per_second = disk_pass(disk, staging, 1);
-        f->disk_read_bytes_per_second = disk_pass(disk, staging, 0);
+        /* The first pass may still meet the writing of what was written; the best of three does
+         * not. */
+        for (int pass = 0; pass < 3 && !cli_interrupted(); pass++) {
+            double rate = disk_pass(disk, staging, 0);
+            if (rate > f->disk_read_bytes_per_second) f->disk_read_bytes_per_second = rate;
+        }
         snprintf(f->disk_name, sizeof f->disk_name, "%s", disk->ops->name);
         snprintf(f->disk_note, sizeof f->disk_note, "%s", disk->note);
         snprintf(f->disk_folder, sizeof f->disk_folder, "%s", disk->folder);
