@@ -49,29 +49,18 @@ static void check_logits(pllm_engine *engine, const pllm_safetensors *file, cons
     free(ids);
 }
 
-typedef struct collector {
-    uint32_t ids[64], count;
-} collector;
-
-static int collect(void *user, uint32_t id)
-{
-    collector *c = user;
-    if (c->count < 64) c->ids[c->count++] = id;
-    return 0;
-}
-
 static void check_greedy(pllm_engine *engine, const pllm_safetensors *file)
 {
     uint32_t count, expected_count;
     uint32_t *ids = test_read_ids(file, "ids_short", &count);
     uint32_t *expected = test_read_ids(file, "greedy", &expected_count);
-    collector c = {.count = 0};
+    test_collector c = {.count = 0};
     pllm_sequence *sequence;
     assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
     pllm_generate_options options = {.struct_bytes = sizeof options,
                                      .max_tokens = expected_count,
                                      .ignore_end = 1,
-                                     .token = collect,
+                                     .token = test_collect,
                                      .user = &c};
     pllm_generate_result result;
     assert_int_equal(pllm_generate(engine, sequence, ids, count, &options, &result), PLLM_OK);

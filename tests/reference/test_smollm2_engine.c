@@ -14,17 +14,6 @@
 
 #define REFERENCE PLLM_SOURCE_DIR "/tests/reference/smollm2/"
 
-typedef struct collector {
-    uint32_t ids[64], count;
-} collector;
-
-static int collect(void *user, uint32_t id)
-{
-    collector *c = user;
-    if (c->count < 64) c->ids[c->count++] = id;
-    return 0;
-}
-
 /* Ids must agree until the reference itself was undecided: the two best logits within 0.05. */
 static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, const char *prompt)
 {
@@ -37,13 +26,13 @@ static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, 
     snprintf(name, sizeof name, "%s.greedy_gap", prompt);
     const float *gap = test_read_floats(file, name, &gap_count);
     assert_int_equal(expected_count, gap_count);
-    collector c = {.count = 0};
+    test_collector c = {.count = 0};
     pllm_sequence *sequence;
     assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
     pllm_generate_options options = {.struct_bytes = sizeof options,
                                      .max_tokens = expected_count,
                                      .ignore_end = 1,
-                                     .token = collect,
+                                     .token = test_collect,
                                      .user = &c};
     assert_int_equal(pllm_generate(engine, sequence, ids, count, &options, NULL), PLLM_OK);
     pllm_sequence_close(sequence);

@@ -67,3 +67,10 @@ const float *test_read_floats(const pllm_safetensors *file, const char *name, ui
     *count_out = (uint32_t)(view.tensor.bytes / sizeof(float));
     return view.tensor.data;
 }
+
+int test_collect(void *user, uint32_t id)
+{
+    test_collector *c = user;
+    if (c->count < 64) c->ids[c->count++] = id;
+    return 0;
+}

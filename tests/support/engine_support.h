@@ -17,4 +17,10 @@ char *test_read_file(const char *path, uint64_t *bytes_out);
 uint32_t *test_read_ids(const pllm_safetensors *file, const char *name, uint32_t *count_out);
 const float *test_read_floats(const pllm_safetensors *file, const char *name, uint32_t *count_out);
 
+/* The ids that a generation made, the first 64: give test_collect and this as token and user. */
+typedef struct test_collector {
+    uint32_t ids[64], count;
+} test_collector;
+int test_collect(void *user, uint32_t id);
+
 #endif
