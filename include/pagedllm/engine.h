@@ -51,12 +51,18 @@ typedef struct pllm_engine_options {
      * cancels (ECANCELED). */
     int (*progress)(void *user, const char *what, uint64_t done, uint64_t total);
     void *progress_user;
+    /* Instead of a file (path is NULL then): a published model's shape with random weights, for
+     * measuring: "llama-2-7b", "llama-3.1-8b", "llama-2-70b", "tinyllama-1.1b", "smollm2-135m".
+     * context_max may then be any, and there is no tokenizer. */
+    const char *shape;
+    const char *weights; /* their format: "bf16" (NULL), "f32", "f16", "q8_0", "q4_0", "q4_1" */
 } pllm_engine_options;
 
-/* Opens the model at path (a GGUF file, or a folder with config.json and safetensors) and gives it
- * memory. Ownership: borrows context; caller owns *engine_out. Errors: EINVAL, ENOMEM, ENODEVMEM
- * (a limit is below the least that works: the text says the least), EIO, ECORRUPT, EUNSUPPORTED,
- * ELIMIT, ECANCELED; then *engine_out is NULL. */
+/* Opens the model at path (a GGUF file, or a folder with config.json and safetensors; NULL where
+ * options.shape names one) and gives it memory. Ownership: borrows context; caller owns
+ * *engine_out. Errors: EINVAL, ENOMEM, ENODEVMEM (a limit is below the least that works: the text
+ * says the least), EIO, ECORRUPT, EUNSUPPORTED, ENOTFOUND, ELIMIT, ECANCELED; then *engine_out is
+ * NULL. */
 PLLM_API int pllm_engine_open(const pllm_context *context, const char *path,
                               const pllm_engine_options *options, pllm_engine **engine_out);
 PLLM_API void pllm_engine_close(pllm_engine *engine); /* and its sequences; NULL is fine */

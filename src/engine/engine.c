@@ -232,9 +232,30 @@ static int open_memory(pllm_engine *engine)
     return PLLM_OK;
 }
 
+/* The file at path, or what options.shape names. */
+static int open_model(pllm_engine *engine, const char *path)
+{
+    static const char *const names[] = {"bf16", "f32", "f16", "q8_0", "q4_0", "q4_1"};
+    static const pllm_dtype types[] = {PLLM_BF16, PLLM_F32,  PLLM_F16,
+                                       PLLM_Q8_0, PLLM_Q4_0, PLLM_Q4_1};
+    const pllm_engine_options *o = &engine->options;
+    if (path && o->shape)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "a model file and a shape with random weights were given: which of them?");
+    if (path) return pllm_model_open(engine->context, path, NULL, &engine->model);
+    if (!o->shape) return pllm_fail(PLLM_EINVAL, 0, "the model's path is NULL, and no shape given");
+    int type = choose("weight format", o->weights ? o->weights : "bf16", names, 6);
+    if (type < 0) return type;
+    pllm_shape_options shape = {.struct_bytes = sizeof shape,
+                                .name = o->shape,
+                                .dtype = types[type],
+                                .context_max = o->context_max};
+    return pllm_model_open_shape(engine->context, &shape, &engine->model);
+}
+
 static int open_all(pllm_engine *engine, const char *path)
 {
-    int status = pllm_model_open(engine->context, path, NULL, &engine->model);
+    int status = open_model(engine, path);
     if (status < 0) return status;
     engine->shape = *pllm_model_shape_of(engine->model);
     pllm_dtype kv;
@@ -303,11 +324,10 @@ int pllm_engine_open_on(const pllm_context *context, const char *path,
                         pllm_engine **engine_out)
 {
     if (engine_out) *engine_out = NULL;
-    pllm_engine *engine = engine_out && path ? pllm_alloc(context, sizeof *engine) : NULL;
+    pllm_engine *engine = engine_out ? pllm_alloc(context, sizeof *engine) : NULL;
     if (!engine) {
         pllm_disk_close(disk);
-        if (!engine_out || !path)
-            return pllm_fail(PLLM_EINVAL, 0, "the model's path or engine_out is NULL");
+        if (!engine_out) return pllm_fail(PLLM_EINVAL, 0, "engine_out is NULL");
         return pllm_fail_memory("an engine", sizeof *engine);
     }
     pllm_error_clear();

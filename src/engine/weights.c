@@ -17,19 +17,37 @@ typedef struct packer {
     uint64_t row_bytes;
     void *panels;
     uint32_t n, k;
+    uint8_t *rows; /* random weights: room of each thread for the rows of one panel */
 } packer;
 
 enum { PANELS_A_TASK = 8 };
 
+/* Panels hold whole rows and follow each other, so one alone is packed as a matrix of its rows. */
+static void pack_random(packer *p, uint32_t thread_index, uint32_t panel)
+{
+    uint64_t room = PLLM_PANEL_ROWS * p->row_bytes;
+    uint8_t *rows = p->rows + thread_index * room;
+    uint32_t first = panel * PLLM_PANEL_ROWS;
+    uint32_t count = p->n - first < PLLM_PANEL_ROWS ? p->n - first : PLLM_PANEL_ROWS;
+    uint64_t panel_bytes =
+        pllm_linear_packed_bytes(p->view->dtype, PLLM_PANEL_ROWS, p->k, p->compute);
+    pllm_tensor_random(p->view, first, count, rows);
+    p->kernels->pack((uint8_t *)p->panels + panel * panel_bytes, p->view->dtype, count, p->k,
+                     p->compute, rows, p->row_bytes, 0, 1);
+}
+
 static void pack_body(void *argument, uint32_t thread_index)
 {
-    (void)thread_index;
     packer *p = argument;
     uint32_t panel_count = (p->n + PLLM_PANEL_ROWS - 1) / PLLM_PANEL_ROWS;
     uint32_t first, end;
-    while (pllm_threads_next_range(p->threads, panel_count, PANELS_A_TASK, &first, &end))
-        p->kernels->pack(p->panels, p->view->dtype, p->n, p->k, p->compute, p->view->data,
-                         p->row_bytes, first, end - first);
+    while (pllm_threads_next_range(p->threads, panel_count, PANELS_A_TASK, &first, &end)) {
+        if (p->view->data)
+            p->kernels->pack(p->panels, p->view->dtype, p->n, p->k, p->compute, p->view->data,
+                             p->row_bytes, first, end - first);
+        else
+            for (uint32_t i = first; i < end; i++) pack_random(p, thread_index, i);
+    }
 }
 
 static int pack_matrix(packer *p, const pllm_tensor_view *view, pllm_operation *operation)
@@ -54,6 +72,14 @@ static int pack_matrix(packer *p, const pllm_tensor_view *view, pllm_operation *
     p->panels = pllm_alloc(p->weights->context, bytes);
     if (!p->panels)
         return pllm_fail_memory("packed weights (free memory, or use a smaller model)", bytes);
+    if (!view->data) {
+        uint64_t room = pllm_threads_count(p->threads) * PLLM_PANEL_ROWS * p->row_bytes;
+        p->rows = pllm_alloc(p->weights->context, room);
+        if (!p->rows) {
+            pllm_free(p->weights->context, p->panels);
+            return pllm_fail_memory("rows of random weights", room);
+        }
+    }
     p->view = view;
     pllm_compute asked = p->compute;
     p->compute = compute;
@@ -61,6 +87,8 @@ static int pack_matrix(packer *p, const pllm_tensor_view *view, pllm_operation *
     p->weights->packed_bytes += bytes;
     pllm_threads_run(p->threads, pack_body, p);
     p->compute = asked;
+    pllm_free(p->weights->context, p->rows);
+    p->rows = NULL;
     pllm_model_drop(p->model, view->data, view->bytes);
     p->done_bytes += view->bytes;
     if (p->done_bytes < p->total_bytes && p->progress &&
@@ -77,7 +105,10 @@ static int read_norm(packer *p, const pllm_tensor_view *view, float **norm_out)
     *norm_out = norm;
     switch (view->dtype) {
     case PLLM_F32:
-        memcpy(norm, view->data, n * sizeof *norm);
+        if (view->data)
+            memcpy(norm, view->data, n * sizeof *norm);
+        else
+            pllm_tensor_random(view, 0, n, norm);
         return PLLM_OK;
     case PLLM_F16:
     case PLLM_BF16:

@@ -10,27 +10,11 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include "model/config.h"
-#include "model/file_map.h"
 #include "model/json.h"
 #include "model/model_internal.h"
-#include "model/safetensors.h"
 
 #define SHARD_MAX 4096u
 #define CONFIG_BYTES_MAX (16u << 20)
-
-struct pllm_model {
-    const pllm_context *context;
-    char *path, *config_path;
-    pllm_model_shape shape;
-    pllm_file_map map; /* the GGUF file, or config.json */
-    pllm_gguf gguf;
-    int is_gguf;
-    pllm_safetensors **shards;
-    uint32_t shard_count;
-    pllm_layer_tensors *layers;
-    pllm_tensor_view embedding, output_norm, output;
-    uint64_t bytes, fingerprint;
-};
 
 const pllm_model_shape *pllm_model_shape_of(const pllm_model *model)
 {
@@ -76,6 +60,7 @@ const pllm_context *pllm_model_context(const pllm_model *model)
 void pllm_model_drop(const pllm_model *model, const void *data, uint64_t bytes)
 {
     (void)model;
+    if (!data) return; /* random weights lie nowhere */
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     uintptr_t first = (uintptr_t)data & ~(uintptr_t)(page - 1);
     uintptr_t end = ((uintptr_t)data + bytes + page - 1) & ~(uintptr_t)(page - 1);
@@ -431,7 +416,7 @@ static int open_gguf(pllm_model *model, const uint8_t *data, uint64_t bytes)
     return status < 0 ? status : bind_all(model);
 }
 
-static int create(const pllm_context *context, const char *path, pllm_model **out)
+int pllm_model_create(const pllm_context *context, const char *path, pllm_model **out)
 {
     *out = NULL;
     pllm_model *model = pllm_alloc(context, sizeof *model);
@@ -467,7 +452,7 @@ int pllm_model_open(const pllm_context *context, const char *path,
                          "rank %u of %u: a model is not split over devices yet; use rank 0 of 1",
                          options->rank, options->world);
     pllm_model *model;
-    int status = create(context, path, &model);
+    int status = pllm_model_create(context, path, &model);
     if (status < 0) return status;
     trim_path(model->path);
     struct stat info;
@@ -487,7 +472,7 @@ int pllm_model_open(const pllm_context *context, const char *path,
 int pllm_model_open_gguf_memory(const pllm_context *context, const char *file, const uint8_t *data,
                                 uint64_t bytes, pllm_model **out)
 {
-    int status = create(context, file, out);
+    int status = pllm_model_create(context, file, out);
     if (status < 0) return status;
     status = open_gguf(*out, data, bytes);
     if (status == PLLM_OK) return PLLM_OK;
@@ -501,6 +486,7 @@ void pllm_model_close(pllm_model *model)
     if (!model) return;
     const pllm_context *context = model->context;
     pllm_free(context, model->layers);
+    pllm_free(context, model->names);
     for (uint32_t i = 0; i < model->shard_count; i++) pllm_safetensors_close(model->shards[i]);
     pllm_free(context, model->shards);
     if (model->is_gguf) pllm_gguf_deinit(&model->gguf);

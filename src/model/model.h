@@ -47,7 +47,8 @@ typedef struct pllm_tensor_view {
     pllm_dtype dtype;
     uint32_t rank;
     uint64_t shape[4]; /* row-major: [n, k] for a matrix of n rows; 1 past rank */
-    const void *data;  /* aligned to the element, or 8 bytes for block formats */
+    const void *data;  /* aligned to the element, or 8 bytes for block formats; NULL: random
+                          weights, whose rows pllm_tensor_random makes */
     uint64_t bytes;
     uint64_t file_offset;
 } pllm_tensor_view;
@@ -72,6 +73,31 @@ typedef struct pllm_model_options {
 int pllm_model_open(const pllm_context *context, const char *path,
                     const pllm_model_options *options, pllm_model **out);
 void pllm_model_close(pllm_model *model); /* NULL is fine */
+
+/* A published model's shape without its weights, for measuring speed and memory: every matrix has
+ * dtype, norms are f32, and the data of every view is NULL. No file is read and no memory taken
+ * for weights, so a model of any size opens at once. It has no tokenizer. */
+typedef struct pllm_shape_options {
+    uint32_t struct_bytes; /* sizeof(pllm_shape_options) */
+    const char *name;      /* "llama-2-7b"; see pllm_shape_name */
+    pllm_dtype dtype;      /* F32, F16, BF16, Q8_0, Q4_0 or Q4_1 */
+    uint32_t context_max;  /* 0: what the model was trained for; random weights know no limit */
+} pllm_shape_options;
+
+/* Ownership: caller owns *out; borrows context.
+ * Errors: EINVAL; ENOTFOUND (no such shape: the text lists them); EUNSUPPORTED (a shape of a family
+ * that does not run yet); ELIMIT (context_max); ENOMEM. Then *out is NULL. */
+int pllm_model_open_shape(const pllm_context *context, const pllm_shape_options *options,
+                          pllm_model **out);
+/* The names of shapes, one after another; NULL past the last. Static storage. */
+const char *pllm_shape_name(uint32_t index);
+/* 1: the weights are random and no view has data. */
+int pllm_model_synthetic(const pllm_model *model);
+/* Makes rows of a view whose data is NULL, in its dtype's own layout, as a file would have held
+ * them: the same bytes whenever and in whatever pieces. Weights have mean 0 and a deviation of
+ * 0.02, which keeps activations of any depth finite; vectors (norms) are 1. */
+void pllm_tensor_random(const pllm_tensor_view *view, uint64_t row_first, uint64_t row_count,
+                        void *out);
 
 const pllm_model_shape *pllm_model_shape_of(const pllm_model *model);
 const pllm_layer_tensors *pllm_model_layer(const pllm_model *model, uint32_t layer);
