@@ -20,19 +20,10 @@
  * static share comes first and the rest arrives in order. */
 enum { MISSES_MAX = 3 };
 
-pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block)
-{
-    const pllm_sequence *sequence = item->sequence;
-    uint32_t group = block < sequence->group_count
-                         ? sequence->groups[block]
-                         : item->new_groups[block - sequence->group_count];
-    return pllm_kv_page(&pass->engine->cache, group, pass->layer);
-}
-
 static void *stage_block(const pllm_engine *engine, const pass_item *item, uint32_t block)
 {
     uint32_t index = item->stage_first + block - item->start / PLLM_BLOCK_TOKENS;
-    return engine->stage + (uint64_t)index * engine->cache.open_bytes;
+    return engine->host->stage + (uint64_t)index * engine->cache.open_bytes;
 }
 
 static int plain(const pllm_engine *engine)
@@ -179,18 +170,19 @@ static void append_prompt(pllm_pass *pass, const pass_item *item, uint32_t block
     if (end > item->start + item->rows) end = item->start + item->rows;
     for (uint32_t position = begin; position < end; position++) {
         uint64_t row = item->row_first + position - item->start;
-        float *q = engine->q + row * shape->head_count * d,
-              *k = engine->k + row * shape->kv_head_count * d;
-        const float *cosine = engine->cosine + row * half, *sine = engine->sine + row * half;
-        engine->kernels->rotary(q, shape->head_count, d, shape->rope.dims, cosine, sine,
-                                shape->rope.interleaved);
-        engine->kernels->rotary(k, shape->kv_head_count, d, shape->rope.dims, cosine, sine,
-                                shape->rope.interleaved);
+        float *q = engine->host->q + row * shape->head_count * d,
+              *k = engine->host->k + row * shape->kv_head_count * d;
+        const float *cosine = engine->host->cosine + row * half,
+                    *sine = engine->host->sine + row * half;
+        engine->host->kernels->rotary(q, shape->head_count, d, shape->rope.dims, cosine, sine,
+                                      shape->rope.interleaved);
+        engine->host->kernels->rotary(k, shape->kv_head_count, d, shape->rope.dims, cosine, sine,
+                                      shape->rope.interleaved);
         float scale = 1.0f / sqrtf((float)d);
         for (uint32_t i = 0; i < shape->head_count * d; i++) q[i] *= scale;
-        engine->kernels->attention->append(&engine->cache.shape, staged,
-                                           position % PLLM_BLOCK_TOKENS, k,
-                                           engine->v + row * shape->kv_head_count * d);
+        engine->host->kernels->attention->append(&engine->cache.shape, staged,
+                                                 position % PLLM_BLOCK_TOKENS, k,
+                                                 engine->host->v + row * shape->kv_head_count * d);
     }
 }
 
@@ -207,7 +199,7 @@ static int seal(pllm_pass *pass, const pass_item *item)
         void *view;
         int status = pllm_pager_pin(engine->pager, &page, 1, PLLM_PIN_NEW, &view);
         if (status < 0) return status;
-        engine->kernels->attention->seal(&engine->cache.shape, view, open);
+        engine->host->kernels->attention->seal(&engine->cache.shape, view, open);
         pllm_pager_unpin(engine->pager, &page, 1);
         pllm_pager_seal(engine->pager, page);
     }
@@ -251,9 +243,9 @@ static void prompt_task(pllm_pass *pass, const wave_entry *entry, uint32_t task,
     uint64_t state =
         (uint64_t)(item->stage_first + task / shape->kv_head_count) * shape->kv_head_count +
         kv_head;
-    float *max = engine->state_max + state * PLLM_BLOCK_TOKENS * group;
-    float *sum = engine->state_sum + state * PLLM_BLOCK_TOKENS * group;
-    float *out = engine->state_out + state * PLLM_BLOCK_TOKENS * group * d;
+    float *max = engine->host->state_max + state * PLLM_BLOCK_TOKENS * group;
+    float *sum = engine->host->state_sum + state * PLLM_BLOCK_TOKENS * group;
+    float *out = engine->host->state_out + state * PLLM_BLOCK_TOKENS * group * d;
     if (entry->chunk_first == 0) {
         for (uint32_t i = 0; i < rows * group; i++) max[i] = -INFINITY, sum[i] = 0;
         memset(out, 0, (uint64_t)rows * group * d * sizeof *out);
@@ -271,16 +263,17 @@ static void prompt_task(pllm_pass *pass, const wave_entry *entry, uint32_t task,
             view.blocks[i] = first + i < pinned_end && !(view.last_open && first + i == block)
                                  ? item->views[first + i]
                                  : stage_block(engine, item, first + i);
-        engine->kernels->attention->attend_prefill(
+        engine->host->kernels->attention->attend_prefill(
             &engine->cache.shape, &view, kv_head,
-            engine->q + row * heads * d + (uint64_t)kv_head * group * d, (uint64_t)heads * d, group,
-            rows, begin - base + 1, max, sum, out, scratch);
+            engine->host->q + row * heads * d + (uint64_t)kv_head * group * d, (uint64_t)heads * d,
+            group, rows, begin - base + 1, max, sum, out, scratch);
     }
     if (entry->chunk_end < item->chunk_count) return;
     for (uint32_t i = 0; i < rows; i++)
         for (uint32_t g = 0; g < group; g++)
-            engine->kernels->attention->finish(
-                engine->attended + (row + i) * heads * d + (uint64_t)(kv_head * group + g) * d,
+            engine->host->kernels->attention->finish(
+                engine->host->attended + (row + i) * heads * d +
+                    (uint64_t)(kv_head * group + g) * d,
                 out + ((uint64_t)i * group + g) * d, sum[i * group + g], d);
 }
 
@@ -313,11 +306,14 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, const wave_ent
     uint32_t group = shape->head_count / shape->kv_head_count, d = shape->head_dim;
     uint32_t heads = shape->head_count, half = shape->rope.dims / 2, chunk = entry->chunk_first;
     uint64_t row = item->row_first;
-    const float *cosine = engine->cosine + row * half, *sine = engine->sine + row * half;
+    const float *cosine = engine->host->cosine + row * half,
+                *sine = engine->host->sine + row * half;
     /* Each task rotates its own copy of q: cheaper than a phase of its own. */
     float *q = space->row;
-    memcpy(q, engine->q + row * heads * d + (uint64_t)kv_head * group * d, group * d * sizeof *q);
-    engine->kernels->rotary(q, group, d, shape->rope.dims, cosine, sine, shape->rope.interleaved);
+    memcpy(q, engine->host->q + row * heads * d + (uint64_t)kv_head * group * d,
+           group * d * sizeof *q);
+    engine->host->kernels->rotary(q, group, d, shape->rope.dims, cosine, sine,
+                                  shape->rope.interleaved);
     float scale = 1.0f / sqrtf((float)d);
     for (uint32_t i = 0; i < group * d; i++) q[i] *= scale;
 
@@ -330,32 +326,34 @@ static void decode_task(pllm_pass *pass, const wave_entry *entry, const wave_ent
     if (chunk + 1 == item->chunk_count) {
         char *open = pllm_kv_open_block(&engine->cache, item->sequence->slot, pass->layer);
         float *k = q + group * d;
-        memcpy(k, engine->k + (row * shape->kv_head_count + kv_head) * d, d * sizeof *k);
-        engine->kernels->rotary(k, 1, d, shape->rope.dims, cosine, sine, shape->rope.interleaved);
-        engine->kernels->attention->append(
-            &engine->head_shape,
-            open + kv_head * pllm_kv_slice_bytes(&engine->head_shape, engine->head_shape.open),
+        memcpy(k, engine->host->k + (row * shape->kv_head_count + kv_head) * d, d * sizeof *k);
+        engine->host->kernels->rotary(k, 1, d, shape->rope.dims, cosine, sine,
+                                      shape->rope.interleaved);
+        engine->host->kernels->attention->append(
+            &engine->host->head_shape,
+            open + kv_head * pllm_kv_slice_bytes(&engine->host->head_shape,
+                                                 engine->host->head_shape.open),
             item->start % PLLM_BLOCK_TOKENS, k,
-            engine->v + (row * shape->kv_head_count + kv_head) * d);
+            engine->host->v + (row * shape->kv_head_count + kv_head) * d);
         view.blocks[view.block_count++] = open;
         view.last_open = 1;
         view.token_count = item->start + 1 - chunk * PLLM_CHUNK_TOKENS;
     }
-    uint32_t index = decode_index(pass, entry->item), stride = engine->partial_stride;
-    float *partials = engine->partials + (uint64_t)index * engine->chunk_max * stride;
+    uint32_t index = decode_index(pass, entry->item), stride = engine->host->partial_stride;
+    float *partials = engine->host->partials + (uint64_t)index * engine->chunk_max * stride;
     float *partial = partials + (uint64_t)chunk * stride, *out = partial + 2 * heads;
     uint32_t head = kv_head * group;
-    engine->kernels->attention->attend_decode(&engine->cache.shape, &view, kv_head, q, group,
-                                              partial + head, partial + heads + head,
-                                              out + (uint64_t)head * d, space->attention);
+    engine->host->kernels->attention->attend_decode(&engine->cache.shape, &view, kv_head, q, group,
+                                                    partial + head, partial + heads + head,
+                                                    out + (uint64_t)head * d, space->attention);
     if (atomic_fetch_sub_explicit(&pass->merges_left[index * shape->kv_head_count + kv_head], 1,
                                   memory_order_acq_rel) != 1)
         return;
     for (uint32_t g = head; g < head + group; g++)
-        engine->kernels->attention->merge(engine->attended + row * heads * d + (uint64_t)g * d,
-                                          partials + g, partials + heads + g,
-                                          partials + 2 * heads + (uint64_t)g * d, stride,
-                                          item->chunk_count, d);
+        engine->host->kernels->attention->merge(
+            engine->host->attended + row * heads * d + (uint64_t)g * d, partials + g,
+            partials + heads + g, partials + 2 * heads + (uint64_t)g * d, stride, item->chunk_count,
+            d);
 }
 
 /* Generated rows only: tasks are head by head, chunk by chunk, handed out in ranges, so that a
@@ -364,7 +362,7 @@ static void run_decode_wave(pass_thread *thread, const attention_wave *wave)
 {
     pllm_pass *pass = thread->pass;
     pllm_engine *engine = pass->engine;
-    thread_space *space = &engine->spaces[thread->index];
+    thread_space *space = &engine->host->spaces[thread->index];
     uint32_t threads = pllm_threads_count(engine->threads);
     uint32_t grain = wave->task_count / (threads * 6), first, end;
     grain = grain < 1 ? 1 : grain > 8 ? 8 : grain;
@@ -379,7 +377,7 @@ static void run_decode_wave(pass_thread *thread, const attention_wave *wave)
 static void run_wave(pass_thread *thread, const attention_wave *wave)
 {
     pllm_pass *pass = thread->pass;
-    thread_space *space = &pass->engine->spaces[thread->index];
+    thread_space *space = &pass->engine->host->spaces[thread->index];
     if (pass->prompt_items == 0) {
         run_decode_wave(thread, wave);
         return;

@@ -15,8 +15,6 @@
 #include "engine/parts.h"
 #include "pager/replay.h"
 
-enum { LEAST_FRAMES = PLLM_CHUNK_BLOCKS };
-
 static int read_options(pllm_engine *engine, const pllm_engine_options *options)
 {
     if (options) {
@@ -161,9 +159,12 @@ static int open_memory(pllm_engine *engine)
     uint64_t frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
     uint64_t open_bytes = (uint64_t)o->sequence_max * engine->shape.layer_count *
                           pllm_kv_block_bytes(&cache->shape, cache->shape.open);
-    uint64_t workspace_bytes = pllm_engine_layout(engine, NULL);
-    uint64_t least_frames = round_up(LEAST_FRAMES * frame, device.granularity_bytes);
-    engine->fixed_bytes = round_up(workspace_bytes, device.granularity_bytes);
+    pllm_executor_needs needs = {0};
+    status = engine->executor->plan(engine, &needs);
+    if (status < 0) return status;
+    uint64_t least_frames = round_up(needs.least_frames * frame, device.granularity_bytes);
+    engine->fixed_bytes = round_up(needs.workspace_bytes, device.granularity_bytes) +
+                          needs.weight_bytes + needs.outside_bytes;
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
     if (o->vram_limit_bytes < engine->least_vram_bytes)
@@ -173,23 +174,16 @@ static int open_memory(pllm_engine *engine)
         return refuse_limit("kv-limit", o->kv_limit_bytes, engine->least_kv_bytes,
                             "for the open blocks and one chunk of sealed ones");
 
-    status = pllm_budget_open(engine->context, o->vram_limit_bytes, &engine->budget);
+    uint64_t limit = o->vram_limit_bytes;
+    if (limit != PLLM_UNLIMITED) limit -= needs.outside_bytes;
+    status = pllm_budget_open(engine->context, limit, &engine->budget);
     if (status < 0) return status;
     status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
-                                 workspace_bytes, &engine->workspace);
+                                 needs.workspace_bytes, &engine->workspace);
     if (status < 0) return status;
     status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
                                  open_bytes, &engine->open_space);
     if (status < 0) return status;
-    char *base =
-        engine->device->ops->host_view(engine->device, pllm_workspace_va(engine->workspace));
-    void *open =
-        engine->device->ops->host_view(engine->device, pllm_workspace_va(engine->open_space));
-    if (!base || !open)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device %s cannot be computed on by the CPU",
-                         o->device);
-    pllm_engine_layout(engine, base);
-
     uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count;
     uint64_t frame_limit = o->kv_limit_bytes == PLLM_UNLIMITED
                                ? PLLM_UNLIMITED
@@ -228,7 +222,6 @@ static int open_memory(pllm_engine *engine)
         return status;
     }
     cache->pager = engine->pager;
-    cache->open = open;
     return PLLM_OK;
 }
 
@@ -268,8 +261,6 @@ static int open_all(pllm_engine *engine, const char *path)
     pllm_kv_shape shape;
     status = pllm_kv_shape_init(&shape, kv, engine->shape.kv_head_count, engine->shape.head_dim);
     if (status < 0) return status;
-    engine->head_shape = shape;
-    engine->head_shape.kv_heads = 1;
     if (engine->shape.head_count / engine->shape.kv_head_count > PLLM_GROUP_MAX)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "%u query heads share a KV head; at most %u are supported",
@@ -290,27 +281,19 @@ static int open_all(pllm_engine *engine, const char *path)
     if (status < 0) return status;
     status = pllm_threads_open(engine->context, o->threads, &engine->threads);
     if (status < 0) return status;
-    engine->spaces = pllm_alloc_array(engine->context, pllm_threads_count(engine->threads),
-                                      sizeof *engine->spaces);
-    if (!engine->spaces) return pllm_fail_memory("thread spaces", sizeof *engine->spaces);
-    engine->kernels = pllm_kernels_best();
     status = pllm_kv_cache_init(&engine->cache, engine->context, NULL, &shape,
                                 engine->shape.layer_count, o->sequence_max, context_max, NULL);
     if (status < 0) return status;
-    engine->row_max = TILE_ROWS + o->sequence_max - 1;
     engine->chunk_max = (context_max + PLLM_CHUNK_TOKENS - 1) / PLLM_CHUNK_TOKENS;
-    /* Tiles of several sequences in one pass: n rows touch at most n / 32 + 2 blocks, and 8. */
-    engine->stage_max =
-        o->sequence_max == 1 ? PLLM_CHUNK_BLOCKS : PLLM_CHUNK_BLOCKS + 2 * o->sequence_max;
     status = open_device(engine);
     if (status < 0) return status;
+    engine->executor = &pllm_host_executor;
     /* Limits first: a refusal should not wait for the weights. */
     status = open_memory(engine);
     if (status < 0) return status;
     status = pllm_pass_init(engine);
     if (status < 0) return status;
-    return pllm_weights_init(&engine->weights, engine->context, engine->model, engine->kernels,
-                             engine->compute, engine->threads, o->progress, o->progress_user);
+    return engine->executor->open(engine);
 }
 
 int pllm_engine_open(const pllm_context *context, const char *path,
@@ -352,7 +335,7 @@ void pllm_engine_close(pllm_engine *engine)
 {
     if (!engine) return;
     while (engine->sequences) pllm_sequence_close(engine->sequences);
-    pllm_weights_deinit(&engine->weights);
+    if (engine->executor) engine->executor->close(engine);
     pllm_pass_deinit(engine);
     pllm_pager_close(engine->pager);
     pllm_workspace_close(engine->open_space);
@@ -361,7 +344,6 @@ void pllm_engine_close(pllm_engine *engine)
     pllm_budget_close(engine->budget);
     if (!engine->device_borrowed) pllm_device_close(engine->device);
     pllm_disk_close(engine->disk);
-    pllm_free(engine->context, engine->spaces);
     pllm_threads_close(engine->threads);
     pllm_free(engine->context, engine->inverse_frequency);
     pllm_tokenizer_close(engine->tokenizer);
@@ -388,7 +370,6 @@ int pllm_engine_info_get(const pllm_engine *engine, pllm_engine_info *info_out)
         .has_tokenizer = engine->tokenizer != NULL,
         .has_chat_template = engine->has_chat_template,
         .threads = pllm_threads_count(engine->threads),
-        .weight_bytes = engine->weights.packed_bytes,
         .kv_bytes_per_block = cache->sealed_bytes,
         .kv_bytes_per_token = cache->sealed_bytes / PLLM_BLOCK_TOKENS * s->layer_count,
         .workspace_bytes = engine->fixed_bytes,
@@ -396,10 +377,9 @@ int pllm_engine_info_get(const pllm_engine *engine, pllm_engine_info *info_out)
         .least_kv_bytes = engine->least_kv_bytes,
         .device = engine->device->ops->name,
         .kv_format = pllm_dtype_name(cache->shape.sealed),
-        .compute = pllm_compute_name(engine->weights.layers[0].q.linear.compute),
-        .kernels = engine->kernels->name,
         .family = s->family->name,
     };
+    engine->executor->info(engine, info_out);
     return PLLM_OK;
 }
 
@@ -462,11 +442,13 @@ int pllm_engine_set_kv_limit(pllm_engine *engine, uint64_t bytes)
     uint64_t frames =
         bytes == PLLM_UNLIMITED ? bytes : bytes - pllm_workspace_bytes(engine->open_space);
     engine->options.kv_limit_bytes = bytes;
+    if (engine->executor->let_go) engine->executor->let_go(engine, NULL);
     return pllm_pager_set_device_limit(engine->pager, frames);
 }
 
 int pllm_engine_evict_all(pllm_engine *engine)
 {
+    if (engine->executor->let_go) engine->executor->let_go(engine, NULL);
     int status = pllm_pager_evict(engine->pager, UINT32_MAX);
     return status < 0 ? status : PLLM_OK;
 }
@@ -487,6 +469,12 @@ int pllm_sequence_fork(pllm_sequence *sequence, pllm_sequence **sequence_out)
     pllm_engine *engine = sequence->engine;
     int status = pllm_kv_sequence_fork(&engine->cache, sequence, sequence_out);
     if (status < 0) return status;
+    status = engine->executor->copy_open(engine, sequence->slot, (*sequence_out)->slot);
+    if (status < 0) {
+        pllm_kv_sequence_close(&engine->cache, *sequence_out);
+        *sequence_out = NULL;
+        return status;
+    }
     (*sequence_out)->engine = engine;
     (*sequence_out)->next = engine->sequences;
     engine->sequences = *sequence_out;
@@ -502,7 +490,15 @@ void pllm_sequence_close(pllm_sequence *sequence)
     while (*at != sequence) at = &(*at)->next;
     *at = sequence->next;
     engine->sequence_count--;
+    if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
     pllm_kv_sequence_close(&engine->cache, sequence);
+}
+
+void pllm_sequence_cut(pllm_sequence *sequence, uint32_t token_count)
+{
+    pllm_engine *engine = sequence->engine;
+    if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
+    pllm_kv_sequence_truncate(&engine->cache, sequence, token_count);
 }
 
 int pllm_sequence_truncate(pllm_sequence *sequence, uint32_t token_count)
@@ -510,7 +506,7 @@ int pllm_sequence_truncate(pllm_sequence *sequence, uint32_t token_count)
     if (token_count > sequence->id_count)
         return pllm_fail(PLLM_EINVAL, 0, "a sequence of %u tokens cannot be cut to %u",
                          sequence->id_count, token_count);
-    pllm_kv_sequence_truncate(&sequence->engine->cache, sequence, token_count);
+    pllm_sequence_cut(sequence, token_count);
     return PLLM_OK;
 }
 

@@ -10,6 +10,7 @@
 #define PLLM_ENGINE_ENGINE_INTERNAL_H
 
 #include <stdatomic.h>
+#include "engine/executor.h"
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
 #include "kernels/attention.h"
@@ -17,7 +18,7 @@
 #include "model/tokenizer.h"
 
 enum {
-    TILE_ROWS = 256,  /* prompt tiles are aligned to this; equals PLLM_CHUNK_TOKENS */
+    TILE_ROWS = 256,  /* the host's prompt tiles are aligned to this; equals PLLM_CHUNK_TOKENS */
     LOGIT_ROWS = 16,  /* rows of logits computed together */
     PRIVATE_ROWS = 2, /* up to this many rows, each thread prepares them for itself */
 };
@@ -29,9 +30,9 @@ typedef struct pass_item {
     uint32_t decode;                 /* 1: one generated row; 0: prompt rows of one tile */
     uint32_t start, rows, row_first; /* positions [start, start + rows) are rows row_first... */
     uint32_t logits_from;            /* rows from here on (relative) want logits; rows: none */
-    uint32_t new_groups[PLLM_CHUNK_BLOCKS], new_count; /* blocks this pass seals */
-    uint32_t stage_first;                              /* prompt: first of its staging blocks */
-    /* Attention of the current layer; thread 0 only. */
+    uint32_t *new_groups, new_count; /* blocks this pass seals; room for row_max / 32 + 1 */
+    uint32_t stage_first;            /* prompt: first of its staging blocks */
+    /* The host executor's: attention of the current layer; thread 0 only. */
     uint32_t chunk_count, chunks_left, chunk_next;
     uint8_t *chunk_taken; /* [chunk_max], decode */
     void **views;         /* [block_max]: where pinned blocks are */
@@ -63,39 +64,21 @@ typedef struct pllm_pass {
     uint32_t *row_ids, *row_positions; /* [row_max] */
     uint32_t *logit_rows, *logit_items, *logit_positions, logit_count;
     uint32_t layer;
+    uint32_t failed_item; /* whose blocks could not be had, or PLLM_NONE */
+    pllm_logits_sink sink;
+    void *sink_user;
+    /* The host executor's. */
     attention_wave waves[2];
     atomic_uint *merges_left; /* [sequence_max][kv_heads] */
     int status;               /* thread 0 only */
-    uint32_t failed_item;     /* whose blocks could not be had, or PLLM_NONE */
     int verdict[2];           /* published at barriers */
-    pllm_logits_sink sink;
-    void *sink_user;
 } pllm_pass;
 
-struct pllm_engine {
-    const pllm_context *context;
-    pllm_engine_options options;
-    pllm_model *model;
-    pllm_tokenizer *tokenizer; /* NULL: the model carries none */
-    uint32_t has_chat_template;
-    pllm_device *device;
-    int device_borrowed;
-    pllm_disk *disk; /* given, and not yet taken over by the tiers */
-    pllm_budget *budget;
-    pllm_threads *threads;
+/* The host executor: every thread of the team runs the same body. */
+typedef struct pllm_host_state {
     const pllm_kernels *kernels;
-    pllm_compute compute;
-    pllm_model_shape shape;
     pllm_weights weights;
-    pllm_pager *pager;
-    pllm_kv_cache cache;
     pllm_kv_shape head_shape; /* one KV head of cache.shape */
-    pllm_workspace *workspace, *open_space;
-    pllm_sequence *sequences;
-    uint32_t sequence_count;
-    float *inverse_frequency; /* [rope.dims / 2] */
-    uint32_t context_max;     /* tokens a sequence may hold */
-    uint32_t row_max, chunk_max, stage_max;
 
     /* In the workspace. Strides are the natural ones. */
     float *x, *y;                 /* [row_max][width] */
@@ -111,6 +94,35 @@ struct pllm_engine {
     pllm_activations act_width, act_heads, act_ffn;
     thread_space *spaces; /* [threads] */
     uint32_t partial_stride;
+} pllm_host_state;
+
+typedef struct pllm_cuda_state pllm_cuda_state; /* cuda/cuda_state.h */
+
+struct pllm_engine {
+    const pllm_context *context;
+    pllm_engine_options options;
+    pllm_model *model;
+    pllm_tokenizer *tokenizer; /* NULL: the model carries none */
+    uint32_t has_chat_template;
+    pllm_device *device;
+    int device_borrowed;
+    pllm_disk *disk; /* given, and not yet taken over by the tiers */
+    pllm_budget *budget;
+    pllm_threads *threads;
+    pllm_compute compute;
+    pllm_model_shape shape;
+    const pllm_executor *executor;
+    pllm_host_state *host; /* NULL on other devices; likewise: */
+    pllm_cuda_state *cuda;
+    pllm_pager *pager;
+    pllm_kv_cache cache;
+    pllm_workspace *workspace, *open_space;
+    pllm_sequence *sequences;
+    uint32_t sequence_count;
+    float *inverse_frequency; /* [rope.dims / 2] */
+    uint32_t context_max;     /* tokens a sequence may hold */
+    uint32_t row_max, chunk_max, stage_max;
+    uint32_t tile_rows; /* prompt rows of one pass, cut at multiples of this */
 
     pllm_pass pass;
     uint64_t scan_signature;
@@ -118,14 +130,22 @@ struct pllm_engine {
     uint64_t prompt_tokens, generated_tokens, prefill_ns, decode_ns, steps, lost_pages;
 };
 
-/* workspace.c: lays the buffers out. With base NULL only counts; returns bytes. */
-uint64_t pllm_engine_layout(pllm_engine *engine, char *base);
-/* Host tables of passes. */
+/* Keeps token_count tokens; blocks that the executor holds resident are let go first. */
+void pllm_sequence_cut(pllm_sequence *sequence, uint32_t token_count);
+
+/* pass.c: what any executor's pass needs, row_max rows of it. */
 int pllm_pass_init(pllm_engine *engine);
 void pllm_pass_deinit(pllm_engine *engine);
+/* The page of an item's sealed block in pass->layer. */
+pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block);
 
-/* forward.c: runs engine->pass, whose items and rows are filled in, through every layer. */
-int pllm_forward(pllm_engine *engine);
+/* workspace.c: lays the host executor's buffers out. With base NULL only counts; returns bytes. */
+uint64_t pllm_host_layout(pllm_engine *engine, char *base);
+/* Host tables of attention. */
+int pllm_host_pass_init(pllm_engine *engine);
+void pllm_host_pass_deinit(pllm_engine *engine);
+/* forward.c */
+int pllm_host_forward(pllm_engine *engine);
 
 /* Barrier that also carries thread 0's status; non-zero: every thread leaves. */
 typedef struct pass_thread {
@@ -137,9 +157,6 @@ int pllm_pass_sync(pass_thread *thread);
 /* attend.c: one layer's attention for every item, from q, k, v to attended. */
 int pllm_attend(pass_thread *thread);
 void pllm_attend_plan_first(pllm_pass *pass); /* thread 0, before the barrier that ends q, k, v */
-/* The page of an item's sealed block in a layer. */
-pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block);
-
 /* sampler.c */
 typedef struct pllm_sampler pllm_sampler;
 int pllm_sampler_open(const pllm_context *context, uint32_t vocab_size,

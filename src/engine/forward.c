@@ -55,8 +55,8 @@ static void multiply(const pllm_pass *pass, const pllm_activations *rows,
     const pllm_linear *linear = &operation->linear;
     uint32_t n_first = first * PLLM_PANEL_ROWS, n_end = end * PLLM_PANEL_ROWS;
     if (n_end > linear->n) n_end = linear->n;
-    pass->engine->kernels->product(out, linear->n, rows, 0, pass->row_count, linear, n_first,
-                                   n_end - n_first);
+    pass->engine->host->kernels->product(out, linear->n, rows, 0, pass->row_count, linear, n_first,
+                                         n_end - n_first);
 }
 
 static void multiply_parts(pass_thread *thread, const pllm_activations *rows, const part *parts,
@@ -85,12 +85,12 @@ static void multiply_add(pass_thread *thread, const pllm_activations *rows,
     uint32_t panels = panels_of(operation), first, end, n = operation->linear.n;
     while (pllm_threads_next_range(engine->threads, panels, grain_of(thread->pass, panels), &first,
                                    &end)) {
-        multiply(thread->pass, rows, operation, engine->y, first, end);
+        multiply(thread->pass, rows, operation, engine->host->y, first, end);
         uint32_t from = first * PLLM_PANEL_ROWS,
                  to = end * PLLM_PANEL_ROWS < n ? end * PLLM_PANEL_ROWS : n;
         for (uint32_t row = 0; row < thread->pass->row_count; row++)
-            engine->kernels->add(engine->x + (uint64_t)row * n + from,
-                                 engine->y + (uint64_t)row * n + from, to - from);
+            engine->host->kernels->add(engine->host->x + (uint64_t)row * n + from,
+                                       engine->host->y + (uint64_t)row * n + from, to - from);
     }
 }
 
@@ -101,13 +101,14 @@ static void multiply_gate_up(pass_thread *thread, const pllm_activations *rows,
     uint32_t panels = panels_of(&layer->gate), first, end, n = layer->gate.linear.n;
     while (pllm_threads_next_range(engine->threads, panels, grain_of(thread->pass, panels), &first,
                                    &end)) {
-        multiply(thread->pass, rows, &layer->gate, engine->gate, first, end);
-        multiply(thread->pass, rows, &layer->up, engine->up, first, end);
+        multiply(thread->pass, rows, &layer->gate, engine->host->gate, first, end);
+        multiply(thread->pass, rows, &layer->up, engine->host->up, first, end);
         uint32_t from = first * PLLM_PANEL_ROWS,
                  to = end * PLLM_PANEL_ROWS < n ? end * PLLM_PANEL_ROWS : n;
         for (uint32_t row = 0; row < thread->pass->row_count; row++) {
-            float *gate = engine->gate + (uint64_t)row * n + from;
-            engine->kernels->swiglu(gate, gate, engine->up + (uint64_t)row * n + from, to - from);
+            float *gate = engine->host->gate + (uint64_t)row * n + from;
+            engine->host->kernels->swiglu(gate, gate, engine->host->up + (uint64_t)row * n + from,
+                                          to - from);
         }
     }
 }
@@ -120,17 +121,17 @@ static const pllm_activations *prepare(pass_thread *thread, const float *in, uin
                                        pllm_activations *shared_rows)
 {
     pllm_engine *engine = thread->pass->engine;
-    float *normed = engine->spaces[thread->index].row;
+    float *normed = engine->host->spaces[thread->index].row;
     int is_private = row_count <= PRIVATE_ROWS;
     pllm_activations *rows = is_private ? private_rows : shared_rows;
     uint32_t row = 0;
     while (is_private ? row < row_count : pllm_threads_next(engine->threads, row_count, &row)) {
         const float *x = in + (uint64_t)row * k;
         if (norm) {
-            engine->kernels->rms_norm(normed, x, norm, k, engine->shape.norm_epsilon);
+            engine->host->kernels->rms_norm(normed, x, norm, k, engine->shape.norm_epsilon);
             x = normed;
         }
-        engine->kernels->prepare(rows, row, x, forms);
+        engine->host->kernels->prepare(rows, row, x, forms);
         row++;
     }
     if (!is_private && pllm_pass_sync(thread)) return NULL;
@@ -141,8 +142,8 @@ static int run_layer(pass_thread *thread, uint32_t index)
 {
     pllm_pass *pass = thread->pass;
     pllm_engine *engine = pass->engine;
-    const pllm_layer_weights *layer = &engine->weights.layers[index];
-    thread_space *space = &engine->spaces[thread->index];
+    const pllm_layer_weights *layer = &engine->host->weights.layers[index];
+    thread_space *space = &engine->host->spaces[thread->index];
     const pllm_model_shape *shape = &engine->shape;
     uint32_t rows = pass->row_count;
     if (thread->index == 0) {
@@ -152,17 +153,19 @@ static int run_layer(pass_thread *thread, uint32_t index)
 
     uint32_t forms = pllm_linear_form(&layer->q.linear) | pllm_linear_form(&layer->k.linear) |
                      pllm_linear_form(&layer->v.linear);
-    const pllm_activations *act = prepare(thread, engine->x, shape->width, layer->attention_norm,
-                                          rows, forms, &space->width, &engine->act_width);
+    const pllm_activations *act =
+        prepare(thread, engine->host->x, shape->width, layer->attention_norm, rows, forms,
+                &space->width, &engine->host->act_width);
     if (!act) return -1;
-    const part parts[] = {{&layer->q, engine->q}, {&layer->k, engine->k}, {&layer->v, engine->v}};
+    const part parts[] = {
+        {&layer->q, engine->host->q}, {&layer->k, engine->host->k}, {&layer->v, engine->host->v}};
     multiply_parts(thread, act, parts, 3);
     if (thread->index == 0) pllm_attend_plan_first(pass);
     if (pllm_pass_sync(thread)) return -1;
     if (pllm_attend(thread)) return -1;
 
-    act = prepare(thread, engine->attended, shape->head_count * shape->head_dim, NULL, rows,
-                  pllm_linear_form(&layer->o.linear), &space->heads, &engine->act_heads);
+    act = prepare(thread, engine->host->attended, shape->head_count * shape->head_dim, NULL, rows,
+                  pllm_linear_form(&layer->o.linear), &space->heads, &engine->host->act_heads);
     if (!act) return -1;
     multiply_add(thread, act, &layer->o);
     if (pllm_pass_sync(thread)) return -1;
@@ -170,14 +173,14 @@ static int run_layer(pass_thread *thread, uint32_t index)
     if (thread->index == 0 && pass->status == PLLM_OK)
         pass->status = pllm_pager_poll(engine->pager);
     forms = pllm_linear_form(&layer->gate.linear) | pllm_linear_form(&layer->up.linear);
-    act = prepare(thread, engine->x, shape->width, layer->ffn_norm, rows, forms, &space->width,
-                  &engine->act_width);
+    act = prepare(thread, engine->host->x, shape->width, layer->ffn_norm, rows, forms,
+                  &space->width, &engine->host->act_width);
     if (!act) return -1;
     multiply_gate_up(thread, act, layer);
     if (pllm_pass_sync(thread)) return -1;
 
-    act = prepare(thread, engine->gate, shape->ffn_width, NULL, rows,
-                  pllm_linear_form(&layer->down.linear), &space->ffn, &engine->act_ffn);
+    act = prepare(thread, engine->host->gate, shape->ffn_width, NULL, rows,
+                  pllm_linear_form(&layer->down.linear), &space->ffn, &engine->host->act_ffn);
     if (!act) return -1;
     multiply_add(thread, act, &layer->down);
     return pllm_pass_sync(thread);
@@ -190,12 +193,13 @@ static void enter(pass_thread *thread)
     pllm_engine *engine = pass->engine;
     uint32_t half = engine->shape.rope.dims / 2;
     for (uint32_t row; pllm_threads_next(engine->threads, pass->row_count, &row);) {
-        engine->kernels->unpack_row(engine->x + (uint64_t)row * engine->shape.width,
-                                    &engine->weights.embedding.linear, pass->row_ids[row]);
+        engine->host->kernels->unpack_row(engine->host->x + (uint64_t)row * engine->shape.width,
+                                          &engine->host->weights.embedding.linear,
+                                          pass->row_ids[row]);
         for (uint32_t i = 0; i < half; i++) {
             double angle = (double)pass->row_positions[row] * (double)engine->inverse_frequency[i];
-            engine->cosine[(uint64_t)row * half + i] = (float)cos(angle);
-            engine->sine[(uint64_t)row * half + i] = (float)sin(angle);
+            engine->host->cosine[(uint64_t)row * half + i] = (float)cos(angle);
+            engine->host->sine[(uint64_t)row * half + i] = (float)sin(angle);
         }
     }
 }
@@ -204,7 +208,7 @@ static int logits_out(pass_thread *thread)
 {
     pllm_pass *pass = thread->pass;
     pllm_engine *engine = pass->engine;
-    const pllm_operation *output = &engine->weights.output;
+    const pllm_operation *output = &engine->host->weights.output;
     uint32_t width = engine->shape.width, vocab = output->linear.n;
     uint32_t forms = pllm_linear_form(&output->linear), panels = panels_of(output);
     for (uint32_t done = 0; done < pass->logit_count; done += LOGIT_ROWS) {
@@ -212,29 +216,29 @@ static int logits_out(pass_thread *thread)
             pass->logit_count - done < LOGIT_ROWS ? pass->logit_count - done : LOGIT_ROWS;
         /* Gathered first: the rows that want logits need not be neighbours. */
         for (uint32_t i; pllm_threads_next(engine->threads, count, &i);)
-            engine->kernels->rms_norm(engine->y + (uint64_t)i * width,
-                                      engine->x + (uint64_t)pass->logit_rows[done + i] * width,
-                                      engine->weights.output_norm, width,
-                                      engine->shape.norm_epsilon);
+            engine->host->kernels->rms_norm(
+                engine->host->y + (uint64_t)i * width,
+                engine->host->x + (uint64_t)pass->logit_rows[done + i] * width,
+                engine->host->weights.output_norm, width, engine->shape.norm_epsilon);
         if (pllm_pass_sync(thread)) return -1;
         const pllm_activations *act =
-            prepare(thread, engine->y, width, NULL, count, forms,
-                    &engine->spaces[thread->index].width, &engine->act_width);
+            prepare(thread, engine->host->y, width, NULL, count, forms,
+                    &engine->host->spaces[thread->index].width, &engine->host->act_width);
         if (!act) return -1;
         uint32_t first, end;
         while (pllm_threads_next_range(engine->threads, panels, grain_of(pass, panels), &first,
                                        &end)) {
             uint32_t n_first = first * PLLM_PANEL_ROWS, n_end = end * PLLM_PANEL_ROWS;
             if (n_end > vocab) n_end = vocab;
-            engine->kernels->product(engine->logits, vocab, act, 0, count, &output->linear, n_first,
-                                     n_end - n_first);
+            engine->host->kernels->product(engine->host->logits, vocab, act, 0, count,
+                                           &output->linear, n_first, n_end - n_first);
         }
         if (pllm_pass_sync(thread)) return -1;
         if (thread->index == 0)
             for (uint32_t i = 0; i < count && pass->status == PLLM_OK; i++)
                 if (pass->sink(pass->sink_user, pass->logit_items[done + i],
                                pass->logit_positions[done + i],
-                               engine->logits + (uint64_t)i * vocab))
+                               engine->host->logits + (uint64_t)i * vocab))
                     pass->status = pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
         if (pllm_pass_sync(thread)) return -1;
     }
@@ -251,7 +255,7 @@ static void forward_body(void *argument, uint32_t thread_index)
     logits_out(&thread);
 }
 
-int pllm_forward(pllm_engine *engine)
+int pllm_host_forward(pllm_engine *engine)
 {
     engine->pass.status = PLLM_OK;
     pllm_threads_run(engine->threads, forward_body, &engine->pass);

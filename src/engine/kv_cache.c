@@ -174,8 +174,6 @@ int pllm_kv_sequence_fork(pllm_kv_cache *cache, const pllm_sequence *from,
         sequence->groups[i] = from->groups[i];
         cache->group_references[from->groups[i]]++;
     }
-    memcpy(pllm_kv_open_block(cache, sequence->slot, 0), pllm_kv_open_block(cache, from->slot, 0),
-           cache->open_bytes * cache->layer_count);
     *sequence_out = sequence;
     return PLLM_OK;
 }

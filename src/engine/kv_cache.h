@@ -42,7 +42,7 @@ typedef struct pllm_kv_cache {
     pllm_page *group_pages;     /* [group_max][layer_count] */
     uint32_t *free_groups, free_group_count;
     uint8_t *slot_taken; /* [sequence_max] */
-    char *open;          /* [sequence_max][layer_count] open blocks */
+    char *open;          /* [sequence_max][layer_count] open blocks; NULL where the CPU sees none */
     uint64_t open_bytes, sealed_bytes;
     uint32_t groups_peak;
 } pllm_kv_cache;
@@ -81,6 +81,7 @@ void pllm_kv_group_release(pllm_kv_cache *cache, uint32_t group);
 /* Sequences without an engine's list around them. */
 int pllm_kv_sequence_open(pllm_kv_cache *cache, pllm_sequence **sequence_out);
 void pllm_kv_sequence_close(pllm_kv_cache *cache, pllm_sequence *sequence);
+/* The open blocks are the caller's to copy. */
 int pllm_kv_sequence_fork(pllm_kv_cache *cache, const pllm_sequence *from,
                           pllm_sequence **sequence_out);
 /* Room for more ids; ENOMEM leaves the sequence as it was. */

@@ -59,6 +59,7 @@ static int append(pllm_engine *engine, const pllm_step_item *item)
 /* Rows of one sequence in this pass; 0 if it has nothing left or there is no room. */
 static uint32_t rows_for(const pllm_sequence *sequence, uint32_t prompt_rows, int *decode_out)
 {
+    const pllm_engine *engine = sequence->engine;
     uint32_t start = sequence->length, end = start;
     *decode_out = 0;
     if (start == sequence->id_count) return 0;
@@ -66,9 +67,9 @@ static uint32_t rows_for(const pllm_sequence *sequence, uint32_t prompt_rows, in
         *decode_out = 1;
         return 1;
     }
-    uint32_t tile_end = (start / TILE_ROWS + 1) * TILE_ROWS;
-    while (end < sequence->id_count && end < tile_end && end - start < TILE_ROWS - prompt_rows &&
-           !sequence->generated[end])
+    uint32_t tile_end = (start / engine->tile_rows + 1) * engine->tile_rows;
+    while (end < sequence->id_count && end < tile_end &&
+           end - start < engine->tile_rows - prompt_rows && !sequence->generated[end])
         end++;
     return end - start;
 }
@@ -106,7 +107,34 @@ static void list_rows(pllm_pass *pass, const pllm_step_item *step_item, pass_ite
     }
 }
 
-/* Fills engine->pass with what comes next. Returns 1, 0 when nothing is left, or negative. */
+/* Takes item i of the step into the pass, if it has rows of this kind left. */
+static int gather_item(pllm_engine *engine, const pllm_step_item *items, uint32_t i, int decode,
+                       uint32_t *prompt_rows)
+{
+    pllm_pass *pass = &engine->pass;
+    int is_decode;
+    uint32_t rows = rows_for(items[i].sequence, *prompt_rows, &is_decode);
+    if (rows == 0 || is_decode != decode) return PLLM_OK;
+    pass_item *item = &pass->items[pass->item_count++];
+    item->sequence = items[i].sequence;
+    item->step_item = i;
+    item->decode = (uint32_t)decode;
+    item->start = item->sequence->length;
+    item->rows = rows;
+    item->row_first = pass->row_count;
+    item->stage_first = pass->stage_used;
+    if (!decode) {
+        *prompt_rows += rows;
+        pass->prompt_items++;
+        pass->stage_used +=
+            (item->start + rows - 1) / PLLM_BLOCK_TOKENS - item->start / PLLM_BLOCK_TOKENS + 1;
+    }
+    list_rows(pass, &items[i], item);
+    return make_groups(engine, item);
+}
+
+/* Fills engine->pass with what comes next, generated rows first. Returns 1, 0 when nothing is left,
+ * or negative. */
 static int gather(pllm_engine *engine, const pllm_step_item *items, uint32_t item_count)
 {
     pllm_pass *pass = &engine->pass;
@@ -114,28 +142,11 @@ static int gather(pllm_engine *engine, const pllm_step_item *items, uint32_t ite
     pass->item_count = pass->row_count = pass->prompt_items = pass->stage_used = pass->logit_count =
         0;
     pass->failed_item = PLLM_NONE;
-    for (uint32_t i = 0; i < item_count; i++) {
-        int decode;
-        uint32_t rows = rows_for(items[i].sequence, prompt_rows, &decode);
-        if (rows == 0) continue;
-        pass_item *item = &pass->items[pass->item_count++];
-        item->sequence = items[i].sequence;
-        item->step_item = i;
-        item->decode = (uint32_t)decode;
-        item->start = item->sequence->length;
-        item->rows = rows;
-        item->row_first = pass->row_count;
-        item->stage_first = pass->stage_used;
-        if (!decode) {
-            prompt_rows += rows;
-            pass->prompt_items++;
-            pass->stage_used +=
-                (item->start + rows - 1) / PLLM_BLOCK_TOKENS - item->start / PLLM_BLOCK_TOKENS + 1;
+    for (int decode = 1; decode >= 0; decode--)
+        for (uint32_t i = 0; i < item_count; i++) {
+            int status = gather_item(engine, items, i, decode, &prompt_rows);
+            if (status < 0) return status;
         }
-        list_rows(pass, &items[i], item);
-        int status = make_groups(engine, item);
-        if (status < 0) return status;
-    }
     return pass->item_count > 0;
 }
 
@@ -207,10 +218,10 @@ static int run_passes(pllm_engine *engine, const pllm_step_item *items, uint32_t
         uint64_t started = pllm_clock_ns();
         int status = gather(engine, items, item_count);
         if (status > 0 && (status = announce(engine)) == PLLM_OK &&
-            (status = pllm_forward(engine)) == PLLM_OK) {
+            (status = engine->executor->forward(engine)) == PLLM_OK) {
             done += engine->pass.row_count;
             commit(engine, pllm_clock_ns() - started);
-            if (goal > TILE_ROWS && engine->options.progress &&
+            if (goal > engine->tile_rows && engine->options.progress &&
                 engine->options.progress(engine->options.progress_user, "reading", done, goal))
                 return pllm_fail(PLLM_ECANCELED, 0, "canceled while the prompt was read");
             continue;
@@ -247,8 +258,8 @@ int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_c
         pllm_error kept = *pllm_last_error(); /* cleaning up may fail too, and matters less */
         if (engine->pass.failed_item < item_count) items[engine->pass.failed_item].status = status;
         for (uint32_t i = 0; i < appended; i++)
-            pllm_kv_sequence_truncate(&engine->cache, items[i].sequence,
-                                      items[i].sequence->id_count - items[i].token_count);
+            pllm_sequence_cut(items[i].sequence,
+                              items[i].sequence->id_count - items[i].token_count);
         pllm_pager_tidy(engine->pager);
         return pllm_fail(kept.status, kept.native, "%s", kept.text);
     }

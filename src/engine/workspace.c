@@ -1,4 +1,5 @@
-/* workspace.c - where a pass's buffers lie in the workspace, and the host tables beside them. */
+/* workspace.c - where the host executor's buffers lie in the workspace, and the tables beside them.
+ */
 #include <string.h>
 #include "engine/engine_internal.h"
 
@@ -26,42 +27,43 @@ static void take_activations(workspace_layout *layout, pllm_activations *activat
     if (memory) pllm_activations_place(activations, memory, rows, k);
 }
 
-uint64_t pllm_engine_layout(pllm_engine *engine, char *base)
+uint64_t pllm_host_layout(pllm_engine *engine, char *base)
 {
     const pllm_model_shape *s = &engine->shape;
     workspace_layout at = {.base = base};
     uint64_t rows = engine->row_max, heads = (uint64_t)s->head_count * s->head_dim;
     uint64_t kv = (uint64_t)s->kv_head_count * s->head_dim;
     uint64_t group = s->head_count / s->kv_head_count;
-    engine->partial_stride = s->head_count * (s->head_dim + 2);
-    engine->x = take_floats(&at, rows * s->width);
-    engine->y = take_floats(&at, (rows > LOGIT_ROWS ? rows : LOGIT_ROWS) * s->width);
-    engine->q = take_floats(&at, rows * heads);
-    engine->attended = take_floats(&at, rows * heads);
-    engine->k = take_floats(&at, rows * kv);
-    engine->v = take_floats(&at, rows * kv);
-    engine->gate = take_floats(&at, rows * s->ffn_width);
-    engine->up = take_floats(&at, rows * s->ffn_width);
-    engine->cosine = take_floats(&at, rows * (s->rope.dims / 2));
-    engine->sine = take_floats(&at, rows * (s->rope.dims / 2));
-    engine->partials = take_floats(&at, (uint64_t)engine->cache.sequence_max * engine->chunk_max *
-                                            engine->partial_stride);
+    engine->host->partial_stride = s->head_count * (s->head_dim + 2);
+    engine->host->x = take_floats(&at, rows * s->width);
+    engine->host->y = take_floats(&at, (rows > LOGIT_ROWS ? rows : LOGIT_ROWS) * s->width);
+    engine->host->q = take_floats(&at, rows * heads);
+    engine->host->attended = take_floats(&at, rows * heads);
+    engine->host->k = take_floats(&at, rows * kv);
+    engine->host->v = take_floats(&at, rows * kv);
+    engine->host->gate = take_floats(&at, rows * s->ffn_width);
+    engine->host->up = take_floats(&at, rows * s->ffn_width);
+    engine->host->cosine = take_floats(&at, rows * (s->rope.dims / 2));
+    engine->host->sine = take_floats(&at, rows * (s->rope.dims / 2));
+    engine->host->partials = take_floats(&at, (uint64_t)engine->cache.sequence_max *
+                                                  engine->chunk_max * engine->host->partial_stride);
     uint64_t states = (uint64_t)engine->stage_max * s->kv_head_count * PLLM_BLOCK_TOKENS * group;
-    engine->state_max = take_floats(&at, states);
-    engine->state_sum = take_floats(&at, states);
-    engine->state_out = take_floats(&at, states * s->head_dim);
-    engine->stage = take(&at, engine->stage_max * pllm_kv_block_bytes(&engine->cache.shape,
-                                                                      engine->cache.shape.open));
-    engine->logits = take_floats(&at, (uint64_t)LOGIT_ROWS * s->vocab_size);
+    engine->host->state_max = take_floats(&at, states);
+    engine->host->state_sum = take_floats(&at, states);
+    engine->host->state_out = take_floats(&at, states * s->head_dim);
+    engine->host->stage =
+        take(&at, engine->stage_max *
+                      pllm_kv_block_bytes(&engine->cache.shape, engine->cache.shape.open));
+    engine->host->logits = take_floats(&at, (uint64_t)LOGIT_ROWS * s->vocab_size);
     uint32_t shared = engine->row_max > LOGIT_ROWS ? engine->row_max : LOGIT_ROWS;
-    take_activations(&at, &engine->act_width, shared, s->width);
-    take_activations(&at, &engine->act_heads, shared, (uint32_t)heads);
-    take_activations(&at, &engine->act_ffn, shared, s->ffn_width);
+    take_activations(&at, &engine->host->act_width, shared, s->width);
+    take_activations(&at, &engine->host->act_heads, shared, (uint32_t)heads);
+    take_activations(&at, &engine->host->act_ffn, shared, s->ffn_width);
     uint64_t row_elements = (group + 1) * s->head_dim;
     if (row_elements < s->width) row_elements = s->width;
     thread_space counting;
     for (uint32_t i = 0; i < pllm_threads_count(engine->threads); i++) {
-        thread_space *space = base ? &engine->spaces[i] : &counting;
+        thread_space *space = base ? &engine->host->spaces[i] : &counting;
         space->attention = take(&at, pllm_attention_scratch_bytes(s->head_dim));
         space->row = take_floats(&at, row_elements);
         take_activations(&at, &space->width, PRIVATE_ROWS, s->width);
@@ -71,23 +73,15 @@ uint64_t pllm_engine_layout(pllm_engine *engine, char *base)
     return at.used;
 }
 
-int pllm_pass_init(pllm_engine *engine)
+int pllm_host_pass_init(pllm_engine *engine)
 {
     const pllm_context *context = engine->context;
     pllm_pass *pass = &engine->pass;
     uint32_t sequences = engine->cache.sequence_max, blocks = engine->cache.block_max;
     uint64_t entries = (uint64_t)sequences * engine->chunk_max;
-    pass->engine = engine;
-    pass->items = pllm_alloc_array(context, sequences, sizeof *pass->items);
-    pass->row_ids = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
-    pass->row_positions = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
-    pass->logit_rows = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
-    pass->logit_items = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
-    pass->logit_positions = pllm_alloc_array(context, engine->row_max, sizeof(uint32_t));
     pass->merges_left = pllm_alloc_array(context, (uint64_t)sequences * engine->shape.kv_head_count,
                                          sizeof *pass->merges_left);
-    int complete = pass->items && pass->row_ids && pass->row_positions && pass->logit_rows &&
-                   pass->logit_items && pass->logit_positions && pass->merges_left;
+    int complete = pass->merges_left != NULL;
     for (int i = 0; i < 2; i++) {
         pass->waves[i].entries = pllm_alloc_array(context, entries, sizeof(wave_entry));
         pass->waves[i].pinned =
@@ -103,7 +97,7 @@ int pllm_pass_init(pllm_engine *engine)
                     : pllm_fail_memory("the tables of a pass", entries * sizeof(wave_entry));
 }
 
-void pllm_pass_deinit(pllm_engine *engine)
+void pllm_host_pass_deinit(pllm_engine *engine)
 {
     const pllm_context *context = engine->context;
     pllm_pass *pass = &engine->pass;
@@ -115,12 +109,5 @@ void pllm_pass_deinit(pllm_engine *engine)
         pllm_free(context, pass->waves[i].entries);
         pllm_free(context, pass->waves[i].pinned);
     }
-    pllm_free(context, pass->items);
-    pllm_free(context, pass->row_ids);
-    pllm_free(context, pass->row_positions);
-    pllm_free(context, pass->logit_rows);
-    pllm_free(context, pass->logit_items);
-    pllm_free(context, pass->logit_positions);
     pllm_free(context, (void *)pass->merges_left);
-    memset(pass, 0, sizeof *pass);
 }
