@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 10
 SIM_SEEDS ?= 10000
 export MODEL
 
-.PHONY: help build model demo test bench sanitize fuzz sim mutants install format check clean
+.PHONY: help build model demo test bench sanitize fuzz sim mutants install portable tarball format check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -61,6 +61,16 @@ install: ## the program, library, headers and pkg-config file under PREFIX (and 
 	@scripts/bootstrap.sh build
 	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF -DCMAKE_INSTALL_PREFIX="$(PREFIX)" $(CMAKE_ARGS)
 	@DESTDIR="$(DESTDIR)" cmake --install build/release
+
+portable: ## build/portable/pagedllm, its tests and benches: they need glibc 2.36 and nothing else
+	@scripts/bootstrap.sh portable
+	@scripts/build.sh portable -DPLLM_TESTS=ON -DPLLM_BENCH=ON $(CMAKE_ARGS)
+	@python3 -B scripts/check/portable.py . build/portable/pagedllm build/portable/libpagedllm.so \
+	    $$(find build/portable/tests build/portable/bench -maxdepth 1 -type f -executable)
+
+tarball: ## build/pagedllm-VERSION-x86_64-linux.tar.gz, for any Linux with glibc 2.36 or later
+	@scripts/bootstrap.sh portable
+	@scripts/tarball.sh $(CMAKE_ARGS)
 
 format: ## clang-format over the tree
 	@scripts/check/format.sh --fix

@@ -2,7 +2,7 @@
 # Finds what a target needs and is missing, prints the exact apt command, and runs it if root or
 # after a yes on a terminal. Says nothing, and asks for nothing, when all is there.
 #
-# Usage: bootstrap.sh build|model|demo|test|check
+# Usage: bootstrap.sh build|model|demo|test|portable|check
 # A thing counts as present when it works (a command, a pkg-config module, a header), whoever
 # installed it, so that a cmake or python from elsewhere is not shadowed by a package.
 set -eu
@@ -52,6 +52,11 @@ build) need_build ;;
 model) need_model ;;
 demo) need_build; need_model ;;
 test) need_build; need_model; need_test ;;
+portable) # the archives that are linked come with the same packages as the headers
+    need_build
+    need python3 has python3
+    need libcmocka-dev module cmocka
+    ;;
 check)
     need_build; need_model; need_test
     need ccache has ccache
@@ -59,7 +64,7 @@ check)
     need clang-format has clang-format
     need libclang-rt-dev fuzzer_links
     ;;
-*) echo "usage: bootstrap.sh build|model|demo|test|check" >&2; exit 2 ;;
+*) echo "usage: bootstrap.sh build|model|demo|test|portable|check" >&2; exit 2 ;;
 esac
 [ -n "$missing" ] || exit 0
 

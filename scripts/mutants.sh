@@ -58,7 +58,7 @@ if ! $only_applies; then
         [ -n "$test" ] || { echo "mutants: $name.patch names no test" >&2; exit 1; }
         regex="$regex${regex:+|}$test"
     done
-    (cd "$tree" && cmake --preset release -DPLLM_BENCH=OFF >"$scratch/build.log" 2>&1) && build || {
+    (cd "$tree" && cmake --preset release -DPLLM_BENCH=OFF -DPLLM_CUDA=OFF >"$scratch/build.log" 2>&1) && build || {
         tail -n 30 "$scratch/build.log" >&2
         echo "mutants: the unbroken tree does not build" >&2
         exit 1

@@ -12,6 +12,7 @@ import unittest
 import files
 import headers
 import layers
+import portable
 import readmes
 import symbols
 
@@ -87,6 +88,29 @@ class Checks(unittest.TestCase):
             self.assertEqual(len(self.faults(symbols.check, hidden, library)), 1)
             extra = {**listed, "include/pagedllm/b.h": "PLLM_API const int *\npllm_b(int (*f)(int));"}
             self.assertEqual(len(self.faults(symbols.check, extra, library)), 1)
+
+    def test_portable(self):
+        with tempfile.TemporaryDirectory() as folder:
+            def build(name, source, *flags):
+                path = os.path.join(folder, name)
+                subprocess.run(["cc", "-x", "c", "-", "-o", path, "-x", "none", *flags], check=True,
+                               text=True, input=source)
+                return path
+            main = "#include <stdio.h>\nint main(void) { return !puts(%s); }"
+            plain = build("plain", main % '"x"')
+            self.assertEqual(self.faults(portable.check, {}, plain), [])
+            other = build("libother.so", "int other(void); int other(void) { return 0; }", "-shared", "-fPIC")
+            needs = build("needs", "int other(void); int main(void) { return other(); }", other,
+                          f"-Wl,-rpath,{folder}")
+            found = list(portable.check(os.path.join(folder, "tree"), needs))
+            self.assertEqual(len(found), 2, found) # the library, and where it is looked for
+            self.assertEqual(len(list(portable.check(folder, needs))), 3) # and a path of the tree
+            self.assertEqual(len(self.faults(portable.check, {}, __file__)), 1)
+            self.assertEqual(len(self.faults(portable.check, {})), 1)
+            newest = portable.GLIBC_MAX
+            portable.GLIBC_MAX = (2, 2)
+            self.assertNotEqual(self.faults(portable.check, {}, plain), [])
+            portable.GLIBC_MAX = newest
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
  * sim, and faulty around sim; then the making of the spill file. */
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -245,8 +246,11 @@ static void test_refusals_say_why(void **state)
 static void test_default_folder(void **state)
 {
     (void)state;
-    char cache[256], folder[300];
-    snprintf(cache, sizeof cache, "%s/spill-test-%d/cache", PLLM_BINARY_DIR, (int)getpid());
+    char cache[PATH_MAX + 64], folder[PATH_MAX + 80];
+    char *binaries = realpath(PLLM_BINARY_DIR, NULL); /* a relative folder would be ignored */
+    assert_non_null(binaries);
+    snprintf(cache, sizeof cache, "%s/spill-test-%d/cache", binaries, (int)getpid());
+    free(binaries);
     snprintf(folder, sizeof folder, "%s/pagedllm", cache);
     char *old = getenv("XDG_CACHE_HOME");
     setenv("XDG_CACHE_HOME", cache, 1);
