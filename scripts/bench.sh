@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every benchmark program. Usage: bench.sh [--smoke]
+# Runs every benchmark program that needs no GPU. Usage: bench.sh [--smoke]
 # --smoke: tiny sizes, checks only; CI runs this. Without it, results go to bench/results/.
 set -eu
 cd "$(dirname "$0")/.."
@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 count=0
 for program in build/release/bench/bench_*; do
     [ -x "$program" ] || continue
+    case $program in */bench_cuda_*) continue ;; esac # scripts/gpu/run.sh
     name=$(basename "$program")
     echo "== $name ${1:-}"
     if ! "$program" "$@" </dev/null; then
