@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 10
 SIM_SEEDS ?= 10000
 export MODEL
 
-.PHONY: help build model demo test bench sanitize fuzz sim mutants install portable tarball format check clean
+.PHONY: help build model demo test bench sanitize fuzz sim mutants install portable gpu tarball format check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -67,6 +67,9 @@ portable: ## build/portable/pagedllm, its tests and benches: they need glibc 2.3
 	@scripts/build.sh portable -DPLLM_TESTS=ON -DPLLM_BENCH=ON $(CMAKE_ARGS)
 	@python3 -B scripts/check/portable.py . build/portable/pagedllm build/portable/libpagedllm.so \
 	    $$(find build/portable/tests build/portable/bench -maxdepth 1 -type f -executable)
+
+gpu: portable ## on a machine with a GPU: every suite and benchmark that needs one
+	@scripts/gpu/run.sh
 
 tarball: ## build/pagedllm-VERSION-x86_64-linux.tar.gz, for any Linux with glibc 2.36 or later
 	@scripts/bootstrap.sh portable

@@ -14,6 +14,7 @@ if [ $# -eq 0 ]; then
 fi
 
 cmake --preset fuzz >/dev/null
+# shellcheck disable=SC2046
 cmake --build --preset fuzz -j "${JOBS:-$(nproc)}" --target $(printf 'fuzz_%s ' "$@") | tail -1
 for name in "$@"; do
     found=build/fuzz/found/$name

@@ -32,6 +32,7 @@ passes() {
 }
 
 if [ $# -eq 0 ]; then
+    # shellcheck disable=SC2046
     set -- $(cd tests/mutants && ls *.patch 2>/dev/null | sed 's/\.patch$//')
     [ $# -gt 0 ] || { echo "mutants: tests/mutants holds no patches" >&2; exit 1; }
 fi

@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Runs, on a machine with an NVIDIA GPU, every suite and benchmark that needs one, and writes
+# bench/results/cuda_*.json. Needs bash, coreutils, the driver and a portable build: no compiler, no
+# network. In the tree (make gpu) or in a folder that scripts/gpu/pack.sh made.
+#
+# Usage: scripts/gpu/run.sh [--list] [--only PATTERN]... [--smoke] [--build DIR] [--out DIR] [--model FILE]
+#   --list     names of the steps with their time limits, and does nothing
+#   --only     steps whose name matches the shell pattern, as in 'bench.*'; may be repeated
+#   --smoke    benchmarks in their smallest form: checks, no figures
+#   --build    where the programs are (build/portable)
+#   --out      where each step's log and the results are written (build/gpu)
+#   --model    SmolLM2's GGUF, for steps on a real model (MODEL, or models/ if it is there)
+#
+# A step is a program with a time limit. One that fails does not stop the others; the table at the end
+# has each step's verdict, and the exit status is 1 if any failed. 0: all passed. 2: bad usage.
+# What cannot run here (compute-sanitizer or the model is not there) is left out, and said so.
+#
+# Programs are told two things by their environment: PLLM_TEST_MODEL is the model, and under
+# compute-sanitizer, which is ten to a hundred times slower, PLLM_TEST_SMALL=1 asks for small sizes.
+set -uo pipefail
+
+usage() { sed -n 's/^# \(Usage: .*\)/\1/p' "$0"; }
+stop() { # stop STATUS WORDS
+    echo "run.sh: $2" >&2
+    exit "$1"
+}
+build=build/portable out=build/gpu list=false smoke=() only=() model=${MODEL:-}
+while [ $# -gt 0 ]; do
+    case $1 in
+    --list) list=true ;;
+    --smoke) smoke=(--smoke) ;;
+    --only | --build | --out | --model)
+        [ $# -gt 1 ] || stop 2 "$1 wants a word after it"
+        case $1 in
+        --only) only+=("$2") ;;
+        --build) build=$(realpath -m "$2") ;;
+        --out) out=$(realpath -m "$2") ;;
+        --model) model=$(realpath -m "$2") ;;
+        esac
+        shift
+        ;;
+    --help) usage; exit 0 ;;
+    *) usage >&2; stop 2 "$1 is no option" ;;
+    esac
+    shift
+done
+cd "$(dirname "$0")/../.." || exit 1 # tests and benches find their data and results from here
+
+# ---- the steps: names, limits in seconds, commands --------------------------------------------------
+names=() limits=() commands=() lacks=()
+step() { # step NAME LIMIT LACKS COMMAND...     LACKS: why it cannot run here, or nothing
+    local pattern wanted=$((${#only[@]} == 0))
+    for pattern in ${only[@]+"${only[@]}"}; do
+        # shellcheck disable=SC2053
+        [[ $1 == $pattern ]] && wanted=1
+    done
+    [ $wanted = 1 ] || return 0
+    names+=("$1") limits+=("$2") lacks+=("$3")
+    shift 3
+    commands+=("$(printf '%q ' "$@")")
+}
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || true
+no_sanitizer=""
+[ -n "$sanitizer" ] || no_sanitizer="there is no compute-sanitizer here"
+[ -n "$model" ] || model=$PWD/models/SmolLM2-135M-Instruct.Q4_1.gguf
+no_model=""
+[ -f "$model" ] || no_model="SmolLM2 is not here (--model FILE)"
+
+# A portable build has all of them in one program (cmake/all_cuda.cmake), others each on its own.
+shopt -s nullglob
+all=$build/tests/all_cuda
+if [ -x "$all" ]; then
+    programs=$("$all" --list) || stop 1 "$all does not start here: $("$all" --list 2>&1 | head -n 1)"
+else
+    programs=$(for file in "$build"/tests/cuda_* "$build"/bench/bench_cuda_*; do echo "${file##*/}"; done)
+fi
+program() { # program LACKS STEP LIMIT NAME ARGUMENTS...: a step that runs NAME, under tool if any
+    local lacking=$1 step=$2 limit=$3 name=$4 folder=tests
+    shift 4
+    [[ $name != bench_* ]] || folder=bench
+    if [ -x "$all" ]; then
+        step "$step" "$limit" "$lacking" ${tool[@]+"${tool[@]}"} "$all" "$name" "$@"
+    else
+        step "$step" "$limit" "$lacking" ${tool[@]+"${tool[@]}"} "$build/$folder/$name" "$@"
+    fi
+}
+tool=()
+[ ! -x "$build/pagedllm" ] || step doctor 60 "" "$build/pagedllm" doctor
+for name in $programs; do
+    [[ $name == cuda_* ]] || continue
+    lacking=""
+    [[ $name != *smollm2* ]] || lacking=$no_model
+    program "$lacking" "test.${name#cuda_}" 300 "$name"
+done
+# memcheck looks at every access, racecheck at shared memory, synccheck at barriers.
+for name in $programs; do
+    [[ $name == cuda_* && $name != *smollm2* ]] || continue # a model's would take hours
+    for check in memcheck racecheck synccheck; do
+        tool=(env PLLM_TEST_SMALL=1 "${sanitizer:-compute-sanitizer}" --tool "$check" --error-exitcode 99
+            --print-limit 10)
+        program "$no_sanitizer" "$check.${name#cuda_}" 300 "$name"
+    done
+done
+tool=()
+for name in $programs; do
+    [[ $name == bench_cuda_* ]] || continue
+    program "" "bench.${name#bench_cuda_}" 300 "$name" ${smoke[@]+"${smoke[@]}"}
+done
+
+if $list; then
+    for i in ${names[@]+"${!names[@]}"}; do
+        printf '%-28s %4ds  %s\n' "${names[i]}" "${limits[i]}" "${lacks[i]:+left out: ${lacks[i]}}"
+    done
+    exit 0
+fi
+[ -n "$programs" ] || stop 1 "$build has no CUDA tests: make portable builds them where there is nvcc"
+[ ${#names[@]} -gt 0 ] || stop 2 "no step is named like that; --list has the names"
+
+# ---- the machine ------------------------------------------------------------------------------------
+gpus=$(nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader 2>/dev/null) || gpus=""
+if [ -z "$gpus" ]; then
+    nodes=(/dev/nvidia[0-9]*)
+    [ ${#nodes[@]} -gt 0 ] || stop 1 "there is no NVIDIA GPU here (nvidia-smi shows none, and there is no /dev/nvidia0), so nothing was run"
+    gpus="unknown (nvidia-smi says nothing)"
+fi
+commit=$(cat COMMIT 2>/dev/null || git describe --always --dirty 2>/dev/null || echo unknown)
+mkdir -p "$out" bench/results || stop 1 "cannot write in $out or bench/results"
+touch "$out/started" # results newer than this are of this run
+export PLLM_TEST_MODEL=$model
+[ -f "$model" ] || unset PLLM_TEST_MODEL
+
+# ---- run --------------------------------------------------------------------------------------------
+json_text() { # as a JSON string
+    local text=${1//\\/\\\\}
+    text=${text//\"/\\\"}
+    printf '"%s"' "$(printf '%s' "$text" | tr '\n\t' '; ' | tr -d '\000-\037')"
+}
+words_of() { # the last line of a log that says something
+    grep -av '^[[:space:]]*$' "$1" | tail -n 1 | tr -d '\000-\037' | cut -c 1-88
+}
+printf 'GPU      %s\ncommit   %s\nlogs     %s\n\n' "$gpus" "$commit" "$out"
+verdicts=() seconds=() failed=() left=0
+for i in "${!names[@]}"; do
+    name=${names[i]} log=$out/${names[i]}.log start=$SECONDS status=0
+    if [ -n "${lacks[i]}" ]; then
+        verdict="left out" left=$((left + 1))
+        echo "${lacks[i]}" >"$log"
+    else
+        timeout -k 5 "${limits[i]}" bash -c "exec ${commands[i]}" </dev/null >"$log" 2>&1 || status=$?
+        case $status in
+        0) verdict=ok ;;
+        124 | 137) verdict="TOO LONG" ;;
+        *) verdict="FAILED $status" ;;
+        esac
+        [ $status = 0 ] || failed+=("$name")
+    fi
+    verdicts+=("$verdict") seconds+=($((SECONDS - start)))
+    printf '%-28s %-10s %4ds\n' "$name" "$verdict" "${seconds[i]}"
+done
+
+# ---- results, what failed, and last the table -------------------------------------------------------
+results=bench/results/cuda_suite.json
+[ ${#only[@]} = 0 ] || results=$out/cuda_suite.json # a part of it is no result to keep
+{
+    printf '{"gpu": %s, "commit": %s, "date": "%s", "kernel": "%s",\n "steps": [' \
+        "$(json_text "$gpus")" "$(json_text "$commit")" "$(date -u +%Y-%m-%dT%H:%MZ)" "$(uname -r)"
+    for i in "${!names[@]}"; do
+        [ "$i" = 0 ] || printf ','
+        printf '\n  {"name": "%s", "verdict": "%s", "seconds": %d, "words": %s}' "${names[i]}" \
+            "${verdicts[i]}" "${seconds[i]}" "$(json_text "$(words_of "$out/${names[i]}.log")")"
+    done
+    printf '\n]}\n'
+} >"$results"
+for file in bench/results/*.json; do
+    if [ "$file" -nt "$out/started" ]; then cp "$file" "$out/"; fi
+done
+for name in ${failed[@]+"${failed[@]}"}; do
+    printf '\n== %s failed; the end of %s/%s.log:\n' "$name" "$out" "$name"
+    tail -n 40 "$out/$name.log"
+done
+printf '\n%-28s %-10s %5s  %s\n' step verdict time "its last words"
+for i in "${!names[@]}"; do
+    printf '%-28s %-10s %4ds  %s\n' "${names[i]}" "${verdicts[i]}" "${seconds[i]}" "$(words_of "$out/${names[i]}.log")"
+done
+printf '%d steps: %d passed, %d failed, %d left out\n' ${#names[@]} \
+    $((${#names[@]} - ${#failed[@]} - left)) ${#failed[@]} $left
+[ ${#failed[@]} = 0 ]
