@@ -83,8 +83,11 @@ typedef struct pllm_settings {
     pllm_string_list stop;
     uint64_t seed;
     uint64_t window, prefill, decode;
-    pllm_uint_list depth, frames;
+    pllm_uint_list depth, batch, frames;
     const char *record;
+    const char *shape, *models;
+    uint32_t weights;
+    bool random_weights, suite;
     bool json, special;
 
     /* from the command line */

@@ -8,7 +8,7 @@ enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR, TRACE
 const pllm_command pllm_commands[] = {
     [RUN] = {"run", "MODEL", 1, 1, "completes a prompt; prints only the generated text"},
     [CHAT] = {"chat", "MODEL", 1, 1, "talks with a model in the terminal"},
-    [BENCH] = {"bench", "MODEL", 1, 1, "measures prefill and decode speed at several depths"},
+    [BENCH] = {"bench", "[MODEL]", 0, 1, "measures prefill and decode speed at several depths"},
     [LOGITS] = {"logits", "MODEL", 1, 1, "writes the logits of every position of given ids"},
     [PERPLEXITY] = {"perplexity", "MODEL FILE", 2, 2, "scores a text file"},
     [TOKENIZE] = {"tokenize", "MODEL", 1, 1, "turns text into token ids"},
@@ -52,10 +52,10 @@ const uint32_t pllm_command_count = sizeof pllm_commands / sizeof pllm_commands[
     {                                                                                    \
 #name, NULL, PLLM_OPTION_STRINGS, commands, AT(name), argument, NULL, 0, 0, help \
     }
-#define UINTS(name, commands, default_text, min, max, help)                                    \
-    {                                                                                          \
-#name, NULL, PLLM_OPTION_UINTS, commands, AT(name), "N,N,...", default_text, min, max, \
-            help                                                                               \
+#define UINTS(name, alias, commands, default_text, min, max, help)                              \
+    {                                                                                           \
+#name, alias, PLLM_OPTION_UINTS, commands, AT(name), "N,N,...", default_text, min, max, \
+            help                                                                                \
     }
 
 #define KIB 1024.0
@@ -76,12 +76,15 @@ const pllm_option pllm_options[] = {
     FLOAT(top_p, GENERATE, "1", 0, 1,
           "samples among the likeliest tokens that together reach this probability"),
     STRINGS(stop, GENERATE, "TEXT", "stops before this text; may be given several times"),
-    UINT(seed, GENERATE | ON(BENCH), "1", 0, 0, "of sampling: the same seed gives the same text"),
+    UINT(seed, GENERATE | ON(BENCH), "1", 0, 0,
+         "of sampling: the same seed gives the same text; bench: of the ids fed"),
     STRING(text, ON(TOKENIZE), "TEXT", NULL,
            "what to tokenize; standard input if not given; special tokens are recognised"),
     STRING(ids, ON(LOGITS) | ON(DETOKENIZE), "FILE", NULL,
            "token ids: a JSON array, or .npy; - is standard input"),
-    STRING(output, ON(LOGITS), "FILE", NULL, "the .npy file to write, f32 [positions][vocabulary]"),
+    STRING(
+        output, ON(LOGITS) | ON(BENCH), "PATH", NULL,
+        "logits: the .npy file to write, f32 [positions][vocabulary]; bench: the suite's folder"),
     BOOL(special, ON(TOKENIZE) | ON(DETOKENIZE),
          "tokenize: adds the token a prompt begins with; detokenize: shows special tokens"),
     UINT(window, ON(PERPLEXITY), "2048", 2, UINT32,
@@ -90,8 +93,19 @@ const pllm_option pllm_options[] = {
     UINT(decode, ON(BENCH), "128", 0, UINT32, "generated tokens to time; 0: none"),
     STRING(record, ON(RUN) | ON(BENCH) | ON(PERPLEXITY), "FILE", NULL,
            "writes which KV blocks were read, in order, for pagedllm trace"),
-    UINTS(frames, ON(TRACE), "64,256,1024", 1, UINT32, "numbers of block frames to replay with"),
-    UINTS(depth, ON(BENCH), "0", 0, UINT32, "tokens in the context before timing begins"),
+    UINTS(frames, NULL, ON(TRACE), "64,256,1024", 1, UINT32,
+          "numbers of block frames to replay with"),
+    UINTS(depth, "contexts", ON(BENCH), "0", 0, UINT32,
+          "tokens in the context before timing begins; --suite: 2048,8192,32768,131072"),
+    UINTS(batch, "batches", ON(BENCH), "1", 1, 1024,
+          "sequences that decode together; --suite: 1,4,8,16"),
+    STRING(shape, ON(BENCH), "NAME", NULL,
+           "in place of MODEL: a published shape, such as llama-2-7b, with --random-weights"),
+    BOOL(random_weights, ON(BENCH), "makes the weights of --shape, for which there is no file"),
+    ENUM(weights, ON(BENCH), "bf16|f32|f16|q8_0|q4_0|q4_1", "bf16", "format of random weights"),
+    BOOL(suite, ON(BENCH), "measures shapes by contexts by batches; writes tables and plots"),
+    STRING(models, ON(BENCH), "NAME,NAME,...", "llama-2-7b,llama-2-70b,mixtral-8x7b",
+           "shapes of --suite; NAME:FORMAT for other weights than --weights"),
     BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE), "prints JSON"),
 
     STRING(device, ALL, "NAME", "host",

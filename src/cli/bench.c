@@ -1,21 +1,119 @@
-/* bench.c - pagedllm bench: prefill and decode speed at several depths of context.
+/* bench.c - pagedllm bench: prefill and decode speed at several depths of context, of a model's
+ * file or of a published shape with random weights.
  *
- * For each depth the context is filled with depth tokens, then `prefill` prompt tokens are timed,
- * the context is cut back to depth, and `decode` single tokens are timed one by one, so that the
- * median is known. Beside each speed stand the bytes a token reads (weights and KV blocks), the
- * bytes that could not be resident, and those that moved; fewer moved than were missing would mean
- * that something else was measured, and fails. */
+ * For each batch and depth every sequence's context is filled with depth tokens (timed too: it is a
+ * prefill), then `prefill` prompt tokens are timed on one of them, the context is cut back to
+ * depth, and `decode` steps of one token a sequence are timed one by one, so that the median is
+ * known.
+ *
+ * Beside each speed stand the bytes a token reads (weights and KV blocks), the bytes that could not
+ * be resident, and those that moved; fewer moved than were missing would mean that something else
+ * was measured, and fails. The bound of a step is the longer of
+ *     bytes read / the device memory's bandwidth      bytes not resident / the link's bandwidth
+ * with both bandwidths measured in the same run (bandwidth.c). */
 #include <stdlib.h>
+#include <string.h>
 #include "base/clock.h"
 #include "base/context.h"
-#include "cli/cli.h"
+#include "base/size.h"
+#include "cli/bench.h"
+#include "engine/parts.h"
+#include "kernels/kv_format.h"
 
-typedef struct depth_result {
-    uint64_t depth, prefill_count, decode_count;
-    double prefill_tps, decode_tps, decode_ms_median, decode_ms_best;
-    uint64_t read_per_token, missing_per_token, host_per_token, disk_per_token;
-    double wait_ms_per_token;
-} depth_result;
+/* ---- what is needed ------------------------------------------------------------------------- */
+
+/* Steps before timing: the first computes again what a cut threw out, the others settle caches. */
+static uint64_t warm_steps(uint64_t decode)
+{
+    return decode < 16 ? 1 : decode < 64 ? 2 : 4;
+}
+
+uint64_t bench_tokens_after(const bench_plan *plan)
+{
+    uint64_t decode = plan->decode ? plan->decode + warm_steps(plan->decode) : 0;
+    return plan->prefill > decode ? plan->prefill : decode;
+}
+
+int bench_plan_context(bench_plan *plan)
+{
+    uint64_t after = bench_tokens_after(plan), total = plan->depth_max + after;
+    if (after == 0)
+        return pllm_fail(PLLM_EINVAL, 0, "--prefill 0 and --decode 0 leave nothing to measure");
+    if (total > UINT32_MAX - 256)
+        return pllm_fail(PLLM_ELIMIT, 0, "--depth %llu is more than any context",
+                         (unsigned long long)plan->depth_max);
+    plan->need.context_max = (uint32_t)((total + 255) / 256 * 256);
+    return PLLM_OK;
+}
+
+/* The format that the engine takes, by its own rule for "auto". */
+static pllm_dtype kv_dtype(const cli_program *cli, pllm_dtype weights)
+{
+    static const pllm_dtype types[] = {
+        [PLLM_OPTION_KV_F32] = PLLM_F32,   [PLLM_OPTION_KV_F16] = PLLM_F16,
+        [PLLM_OPTION_KV_BF16] = PLLM_BF16, [PLLM_OPTION_KV_INT8] = PLLM_INT8,
+        [PLLM_OPTION_KV_INT4] = PLLM_INT4,
+    };
+    if (cli->settings->kv_format != PLLM_OPTION_KV_AUTO) return types[cli->settings->kv_format];
+    return weights == PLLM_F32 || weights == PLLM_BF16 ? PLLM_F32 : PLLM_F16;
+}
+
+int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memory_out)
+{
+    static const char *const names[] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"};
+    pllm_shape_options options = {.struct_bytes = sizeof options, .name = plan->need.shape};
+    while (options.dtype < PLLM_Q4_1 && strcmp(names[options.dtype], plan->need.weights) != 0)
+        options.dtype++;
+    pllm_model *model;
+    int status = pllm_model_open_shape(cli->context, &options, &model);
+    if (status < 0) return status;
+    const pllm_model_shape *s = pllm_model_shape_of(model);
+    pllm_kv_shape kv;
+    status = pllm_kv_shape_init(&kv, kv_dtype(cli, options.dtype), s->kv_head_count, s->head_dim);
+    if (status == PLLM_OK) {
+        uint64_t batch = plan->need.sequence_max, context = plan->need.context_max;
+        uint64_t blocks = (context + PLLM_BLOCK_TOKENS - 1) / PLLM_BLOCK_TOKENS * batch;
+        uint64_t rows = (plan->depth_max > 2048 ? 2048 : 256) + batch;
+        uint64_t row = 4ull * s->width + 3ull * s->head_count * s->head_dim + 2ull * s->ffn_width;
+        uint64_t partials = batch * (context / PLLM_CHUNK_TOKENS + 1) * s->head_count;
+        memory_out->weight_bytes = pllm_model_bytes(model);
+        memory_out->kv_bytes = blocks * s->layer_count * pllm_kv_block_bytes(&kv, kv.sealed) +
+                               batch * s->layer_count * pllm_kv_block_bytes(&kv, kv.open);
+        memory_out->other_bytes =
+            (rows * row + partials * (s->head_dim + 2) + 16ull * s->vocab_size) * sizeof(float);
+    }
+    pllm_model_close(model);
+    return status;
+}
+
+static uint64_t least_of(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine)
+{
+    const pllm_settings *s = cli->settings;
+    uint64_t need = memory->weight_bytes + memory->kv_bytes + memory->other_bytes;
+    uint64_t room = machine->device.free_bytes, below = 0;
+    if (strcmp(s->device, "host") != 0) {
+        /* What does not fit may lie in host memory, and on disk, if that was asked for. */
+        room = least_of(room, s->vram_limit);
+        if (pllm_settings_given(s, "host_memory") || pllm_settings_given(s, "vram_limit") ||
+            pllm_settings_given(s, "kv_limit"))
+            below = least_of(s->host_memory, machine->memory.host.free_bytes / 10 * 9);
+        if (s->nvme_path || s->nvme_size) below += least_of(s->nvme_size, UINT64_MAX / 4);
+    }
+    if (need <= room + below) return PLLM_OK;
+    char weights[PLLM_SIZE_TEXT_BYTES], kv[PLLM_SIZE_TEXT_BYTES], have[PLLM_SIZE_TEXT_BYTES];
+    return pllm_fail(PLLM_ENOMEM, 0,
+                     "needs %s of weights and %s of KV blocks, with buffers %.1f GB; there are %s",
+                     pllm_size_text(memory->weight_bytes, weights, sizeof weights),
+                     pllm_size_text(memory->kv_bytes, kv, sizeof kv), (double)need * 1e-9,
+                     pllm_size_text(room + below, have, sizeof have));
+}
+
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 /* The ids fed are made up; a look at the logits stands for sampling. */
 static int look(void *user, uint32_t item, uint32_t position, const float *logits)
@@ -26,10 +124,10 @@ static int look(void *user, uint32_t item, uint32_t position, const float *logit
     return 0;
 }
 
-static void fill(uint32_t *ids, uint32_t count, uint32_t vocab, uint64_t seed)
+static void fill(uint32_t *ids, uint64_t count, uint32_t vocab, uint64_t seed)
 {
     uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint64_t i = 0; i < count; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         ids[i] = (uint32_t)((state >> 33) % vocab);
     }
@@ -41,194 +139,379 @@ static int by_size(const void *left, const void *right)
     return *a < *b ? -1 : *a > *b;
 }
 
-static int feed(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids, uint32_t count,
-                uint32_t generated, int logits)
+/* What a measurement works with. Sequence i reads the ids from i on, so that no two are alike. */
+typedef struct bench_run {
+    pllm_engine *engine;
+    const bench_plan *plan;
+    bench_result *result;
+    uint32_t *ids;
+    pllm_sequence **sequences;
+    pllm_step_item *items;
+    pllm_engine_info info;
+    uint64_t step_weights; /* bytes of weights that a step reads */
+    double *ms;
+} bench_run;
+
+static int prompt(bench_run *run, uint32_t sequence, uint64_t from, uint64_t count, int logits)
 {
     if (cli_interrupted()) return cli_canceled();
     uint32_t seen;
-    pllm_step_item item = {.sequence = sequence,
-                           .ids = ids,
-                           .token_count = count,
-                           .generated = generated,
+    pllm_step_item item = {.sequence = run->sequences[sequence],
+                           .ids = run->ids + sequence + from,
+                           .token_count = (uint32_t)count,
                            .logits = logits ? 1 : 0};
-    return pllm_engine_step(engine, &item, 1, look, &seen);
+    return pllm_engine_step(run->engine, &item, 1, look, &seen);
 }
 
-static int judge(const pllm_engine *engine, const pllm_sequence *sequence, uint64_t n,
-                 const pllm_engine_stats *before, const pllm_engine_stats *after,
-                 depth_result *result)
+/* One token of every sequence. */
+static int step(bench_run *run, uint64_t position)
 {
-    pllm_engine_info info = {.struct_bytes = sizeof info};
-    int status = pllm_engine_info_get(engine, &info);
-    if (status < 0) return status;
-    uint64_t kv = pllm_sequence_length(sequence) / 32 * 32 * info.kv_bytes_per_token;
+    if (cli_interrupted()) return cli_canceled();
+    uint32_t seen, batch = (uint32_t)run->result->batch;
+    for (uint32_t i = 0; i < batch; i++)
+        run->items[i] = (pllm_step_item){.sequence = run->sequences[i],
+                                         .ids = run->ids + i + position,
+                                         .token_count = 1,
+                                         .generated = 1,
+                                         .logits = 1};
+    return pllm_engine_step(run->engine, run->items, batch, look, &seen);
+}
+
+/* All but the embedding, of which a step reads single rows; tied, it is the output matrix too. */
+static uint64_t step_weight_bytes(const pllm_engine *engine, uint64_t weight_bytes)
+{
+    const pllm_model *model = pllm_engine_model(engine);
+    if (pllm_model_shape_of(model)->tied_output) return weight_bytes;
+    double share = (double)pllm_model_embedding(model)->bytes / (double)pllm_model_bytes(model);
+    return weight_bytes - (uint64_t)((double)weight_bytes * share);
+}
+
+static void set_bound(bench_run *run, const cli_bandwidth *machine, uint64_t read, uint64_t missing)
+{
+    bench_result *r = run->result;
+    r->bound_by = "";
+    /* A disk's bandwidth is not measured here. */
+    if (machine->read_bytes_per_second <= 0 || r->disk_per_token > 0) return;
+    r->bound_ms = 1e3 * (double)read / machine->read_bytes_per_second;
+    r->bound_by = "device memory";
+    if (missing > 0 && machine->link_bytes_per_second > 0) {
+        double link_ms = 1e3 * (double)missing / machine->link_bytes_per_second;
+        if (link_ms > r->bound_ms) {
+            r->bound_ms = link_ms;
+            r->bound_by = "link";
+        }
+    }
+    r->of_bound = r->bound_ms / r->decode_ms_median;
+}
+
+static int judge(bench_run *run, const cli_bandwidth *machine, const pllm_engine_stats *before,
+                 const pllm_engine_stats *after)
+{
+    bench_result *r = run->result;
+    uint64_t n = r->decode_count, batch = r->batch;
+    uint64_t kv =
+        batch * (pllm_sequence_length(run->sequences[0]) / 32 * 32) * run->info.kv_bytes_per_token;
     uint64_t room = (uint64_t)after->frames_limit * after->frame_bytes;
-    result->read_per_token = info.weight_bytes + kv;
-    result->missing_per_token = kv > room ? kv - room : 0;
-    result->host_per_token = (after->host_to_device_bytes - before->host_to_device_bytes) / n;
-    result->disk_per_token = (after->disk_to_device_bytes - before->disk_to_device_bytes) / n;
-    result->wait_ms_per_token = (double)(after->wait_ns - before->wait_ns) * 1e-6 / (double)n;
+    uint64_t read = run->step_weights + kv, missing = kv > room ? kv - room : 0;
+    uint64_t host = (after->host_to_device_bytes - before->host_to_device_bytes) / n;
+    uint64_t disk = (after->disk_to_device_bytes - before->disk_to_device_bytes) / n;
+    r->read_per_token = read / batch;
+    r->missing_per_token = missing / batch;
+    r->host_per_token = host / batch;
+    r->disk_per_token = disk / batch;
+    r->wait_ms_per_token = (double)(after->wait_ns - before->wait_ns) * 1e-6 / (double)(n * batch);
+    set_bound(run, machine, read, missing);
     /* The context grows while it is timed: a token may miss one row of blocks less than the last.
      */
-    uint64_t slack = (uint64_t)info.layer_count * after->frame_bytes * (n / 32 + 1);
-    uint64_t moved = result->host_per_token + result->disk_per_token;
-    if (moved + slack < result->missing_per_token)
+    uint64_t slack = batch * run->info.layer_count * after->frame_bytes * (n / 32 + 1);
+    if (host + disk + slack < missing)
         return pllm_fail(
             PLLM_EINVAL, 0,
-            "%llu bytes a token were not resident, but only %llu moved: the measurement is void",
-            (unsigned long long)result->missing_per_token, (unsigned long long)moved);
+            "%llu bytes a step were not resident, but only %llu moved: the measurement is void",
+            (unsigned long long)missing, (unsigned long long)(host + disk));
     return PLLM_OK;
 }
 
-static int time_decode(pllm_engine *engine, pllm_sequence *sequence, const pllm_settings *settings,
-                       const uint32_t *ids, depth_result *result)
+static int time_decode(bench_run *run, const cli_bandwidth *machine)
 {
-    uint64_t n = settings->decode;
-    double *ms = calloc(n, sizeof *ms);
-    if (!ms) return pllm_fail_memory("timings", n * sizeof *ms);
+    bench_result *result = run->result;
+    uint64_t n = run->plan->decode, warm = warm_steps(n);
     pllm_engine_stats before = {.struct_bytes = sizeof before}, after = before;
-    /* One token first: it computes again what the cut threw out, and settles the caches. */
-    int status = feed(engine, sequence, ids, 1, 1, 1);
-    if (status == PLLM_OK) status = pllm_engine_stats_get(engine, &before);
+    int status = PLLM_OK;
+    for (uint64_t i = 0; status == PLLM_OK && i < warm; i++) status = step(run, result->depth + i);
+    if (status == PLLM_OK) status = pllm_engine_stats_get(run->engine, &before);
     uint64_t begun = pllm_clock_ns();
     for (uint64_t i = 0; status == PLLM_OK && i < n; i++) {
         uint64_t started = pllm_clock_ns();
-        status = feed(engine, sequence, ids + 1 + i, 1, 1, 1);
-        ms[i] = (double)(pllm_clock_ns() - started) * 1e-6;
+        status = step(run, result->depth + warm + i);
+        run->ms[i] = (double)(pllm_clock_ns() - started) * 1e-6;
     }
     double total = (double)(pllm_clock_ns() - begun) * 1e-9;
-    if (status == PLLM_OK) status = pllm_engine_stats_get(engine, &after);
-    if (status == PLLM_OK) {
-        qsort(ms, n, sizeof *ms, by_size);
-        result->decode_count = n;
-        result->decode_tps = (double)n / total;
-        result->decode_ms_median = ms[n / 2];
-        result->decode_ms_best = ms[0];
-        status = judge(engine, sequence, n, &before, &after, result);
-    }
-    free(ms);
-    return status;
-}
-
-static int measure(pllm_engine *engine, const pllm_settings *settings, const uint32_t *ids,
-                   depth_result *result)
-{
-    pllm_sequence *sequence;
-    int status = pllm_sequence_open(engine, &sequence);
+    if (status == PLLM_OK) status = pllm_engine_stats_get(run->engine, &after);
     if (status < 0) return status;
-    uint32_t depth = (uint32_t)result->depth;
-    if (depth) status = feed(engine, sequence, ids, depth, 0, 0);
-    if (status == PLLM_OK && settings->prefill) {
+    qsort(run->ms, n, sizeof *run->ms, by_size);
+    result->decode_count = n;
+    result->decode_tps = (double)(n * result->batch) / total;
+    result->decode_ms_median = run->ms[n / 2];
+    result->decode_ms_best = run->ms[0];
+    return judge(run, machine, &before, &after);
+}
+
+/* Again while that costs little: short prompts are over in milliseconds, and noisy. */
+static int time_prefill(bench_run *run)
+{
+    enum { RUNS = 5 };
+    bench_result *r = run->result;
+    double ms[RUNS], spent = 0;
+    r->prefill_count = run->plan->prefill;
+    while (r->prefill_runs < RUNS && (r->prefill_runs == 0 || spent < 500)) {
         uint64_t started = pllm_clock_ns();
-        status = feed(engine, sequence, ids + depth, (uint32_t)settings->prefill, 0, 1);
-        result->prefill_tps = (double)settings->prefill * 1e9 / (double)(pllm_clock_ns() - started);
-        result->prefill_count = settings->prefill;
-        if (status == PLLM_OK) status = pllm_sequence_truncate(sequence, depth);
+        int status = prompt(run, 0, r->depth, r->prefill_count, 1);
+        double took = (double)(pllm_clock_ns() - started) * 1e-6;
+        ms[r->prefill_runs++] = took;
+        spent += took;
+        if (status == PLLM_OK)
+            status = pllm_sequence_truncate(run->sequences[0], (uint32_t)r->depth);
+        if (status < 0) return status;
     }
-    if (status == PLLM_OK && settings->decode)
-        status = time_decode(engine, sequence, settings, ids + depth, result);
-    pllm_sequence_close(sequence);
+    qsort(ms, r->prefill_runs, sizeof *ms, by_size);
+    r->prefill_ms = ms[(r->prefill_runs - 1) / 2];
+    r->prefill_tps = 1e3 * (double)r->prefill_count / r->prefill_ms;
+    return PLLM_OK;
+}
+
+static int time_fill(bench_run *run)
+{
+    bench_result *r = run->result;
+    uint64_t begun = pllm_clock_ns();
+    for (uint32_t i = 0; r->depth && i < r->batch; i++) {
+        int status = prompt(run, i, 0, r->depth, 1);
+        if (status < 0) return status;
+        if (i == 0) r->fill_ms = (double)(pllm_clock_ns() - begun) * 1e-6;
+    }
+    if (r->depth)
+        r->fill_tps = (double)(r->depth * r->batch) * 1e9 / (double)(pllm_clock_ns() - begun);
+    return PLLM_OK;
+}
+
+/* What a GPU does once (code loaded, graphs captured, libraries woken) is not part of a speed. */
+static int warm_up(bench_run *run)
+{
+    if (strcmp(run->info.device, "host") == 0) return PLLM_OK;
+    uint64_t most = run->result->depth + bench_tokens_after(run->plan);
+    int status = prompt(run, 0, 0, most < 512 ? most : 512, 1);
+    if (status == PLLM_OK) status = pllm_sequence_truncate(run->sequences[0], 0);
     return status;
 }
 
-static json_t *result_json(const depth_result *r)
+static int run_all(bench_run *run, const cli_bandwidth *machine)
 {
-    return json_pack(
-        "{s:I,s:I,s:f,s:I,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:f}", "depth", (json_int_t)r->depth,
-        "prefill_tokens", (json_int_t)r->prefill_count, "prefill_tokens_per_second", r->prefill_tps,
-        "decode_tokens", (json_int_t)r->decode_count, "decode_tokens_per_second", r->decode_tps,
-        "decode_ms_median", r->decode_ms_median, "decode_ms_best", r->decode_ms_best,
-        "read_bytes_per_token", (json_int_t)r->read_per_token, "not_resident_bytes_per_token",
-        (json_int_t)r->missing_per_token, "host_to_device_bytes_per_token",
-        (json_int_t)r->host_per_token, "disk_to_device_bytes_per_token",
-        (json_int_t)r->disk_per_token, "wait_ms_per_token", r->wait_ms_per_token);
+    int status = PLLM_OK;
+    for (uint32_t i = 0; status == PLLM_OK && i < run->result->batch; i++)
+        status = pllm_sequence_open(run->engine, &run->sequences[i]);
+    if (status == PLLM_OK) status = warm_up(run);
+    if (status == PLLM_OK) status = time_fill(run);
+    if (status == PLLM_OK && run->plan->prefill) status = time_prefill(run);
+    if (status == PLLM_OK && run->plan->decode) status = time_decode(run, machine);
+    return status;
 }
 
-static int print_json(const pllm_settings *settings, const pllm_engine *engine,
-                      const depth_result *results)
+int bench_measure(pllm_engine *engine, const bench_plan *plan, const cli_bandwidth *machine,
+                  bench_result *result)
+{
+    bench_run run = {.engine = engine,
+                     .plan = plan,
+                     .result = result,
+                     .info = {.struct_bytes = sizeof run.info}};
+    int status = pllm_engine_info_get(engine, &run.info);
+    if (status < 0) return status;
+    uint64_t id_count = result->depth + bench_tokens_after(plan) + result->batch + 512;
+    run.step_weights = step_weight_bytes(engine, run.info.weight_bytes);
+    run.ids = calloc(id_count, sizeof *run.ids);
+    run.sequences = calloc(result->batch, sizeof *run.sequences);
+    run.items = calloc(result->batch, sizeof *run.items);
+    run.ms = calloc(plan->decode + 1, sizeof *run.ms);
+    result->bound_by = "";
+    if (run.ids && run.sequences && run.items && run.ms) {
+        fill(run.ids, id_count, run.info.vocab_size, plan->seed);
+        status = run_all(&run, machine);
+    } else {
+        status = pllm_fail_memory("token ids", id_count * sizeof *run.ids);
+    }
+    for (uint32_t i = 0; run.sequences && i < result->batch; i++)
+        pllm_sequence_close(run.sequences[i]);
+    free(run.ids);
+    free(run.sequences);
+    free(run.items);
+    free(run.ms);
+    return status < 0 && cli_interrupted() ? cli_canceled() : status;
+}
+
+/* ---- what is told --------------------------------------------------------------------------- */
+
+static void add_count(json_t *object, const char *name, uint64_t value)
+{
+    json_object_set_new(object, name, json_integer((json_int_t)value));
+}
+
+static void add_real(json_t *object, const char *name, double value)
+{
+    json_object_set_new(object, name, json_real(value));
+}
+
+json_t *bench_result_json(const bench_result *r)
+{
+    json_t *o = json_object();
+    add_count(o, "depth", r->depth);
+    add_count(o, "batch", r->batch);
+    if (r->depth) {
+        add_real(o, "fill_ms", r->fill_ms);
+        add_real(o, "fill_tokens_per_second", r->fill_tps);
+    }
+    add_count(o, "prefill_tokens", r->prefill_count);
+    add_count(o, "prefill_runs", r->prefill_runs);
+    add_real(o, "prefill_ms", r->prefill_ms);
+    add_real(o, "prefill_tokens_per_second", r->prefill_tps);
+    add_count(o, "decode_tokens", r->decode_count);
+    add_real(o, "decode_tokens_per_second", r->decode_tps);
+    add_real(o, "decode_ms_median", r->decode_ms_median);
+    add_real(o, "decode_ms_best", r->decode_ms_best);
+    add_count(o, "read_bytes_per_token", r->read_per_token);
+    add_count(o, "not_resident_bytes_per_token", r->missing_per_token);
+    add_count(o, "host_to_device_bytes_per_token", r->host_per_token);
+    add_count(o, "disk_to_device_bytes_per_token", r->disk_per_token);
+    add_real(o, "wait_ms_per_token", r->wait_ms_per_token);
+    if (r->bound_ms > 0) {
+        add_real(o, "bound_ms", r->bound_ms);
+        json_object_set_new(o, "bound_by", json_string(r->bound_by));
+        add_real(o, "of_bound", r->of_bound);
+    }
+    return o;
+}
+
+json_t *bench_engine_json(const pllm_engine *engine, const cli_bandwidth *machine)
 {
     pllm_engine_info info = {.struct_bytes = sizeof info};
     pllm_engine_stats stats = {.struct_bytes = sizeof stats};
     pllm_engine_info_get(engine, &info);
     pllm_engine_stats_get(engine, &stats);
-    json_t *list = json_array();
-    for (uint32_t i = 0; i < settings->depth.count; i++)
-        json_array_append_new(list, result_json(&results[i]));
-    return cli_print_json(json_pack("{s:o,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:I,s:o}", "model",
-                                    cli_json_text(settings->positionals[0]), "device", info.device,
-                                    "kernels", info.kernels, "kv_format", info.kv_format, "compute",
-                                    info.compute, "threads", (int)info.threads, "weight_bytes",
-                                    (json_int_t)info.weight_bytes, "workspace_bytes",
-                                    (json_int_t)info.workspace_bytes, "device_bytes_peak",
-                                    (json_int_t)stats.device_bytes_peak, "results", list));
+    json_t *o = json_object();
+    json_object_set_new(o, "model", cli_json_text(pllm_model_path(pllm_engine_model(engine))));
+    json_object_set_new(o, "device", json_string(info.device));
+    json_object_set_new(o, "device_name", cli_json_text(machine->device.name));
+    json_object_set_new(o, "kernels", json_string(info.kernels));
+    json_object_set_new(o, "kv_format", json_string(info.kv_format));
+    json_object_set_new(o, "compute", json_string(info.compute));
+    add_count(o, "threads", info.threads);
+    add_count(o, "weight_bytes", info.weight_bytes);
+    add_count(o, "step_weight_bytes", step_weight_bytes(engine, info.weight_bytes));
+    add_count(o, "workspace_bytes", info.workspace_bytes);
+    add_count(o, "device_bytes_peak", stats.device_bytes_peak);
+    add_real(o, "device_read_bytes_per_second", machine->read_bytes_per_second);
+    add_real(o, "link_bytes_per_second", machine->link_bytes_per_second);
+    return o;
 }
 
-static int print_text(const pllm_settings *settings, const depth_result *results)
+static int print_json(const pllm_engine *engine, const cli_bandwidth *machine,
+                      const bench_result *results, uint32_t count)
 {
-    printf("%8s %12s %12s %10s %14s %14s %10s\n", "depth", "prefill/s", "decode/s", "ms median",
-           "MB read/token", "MB moved/token", "ms waited");
-    for (uint32_t i = 0; i < settings->depth.count; i++) {
-        const depth_result *r = &results[i];
-        printf("%8llu %12.1f %12.1f %10.2f %14.1f %14.1f %10.2f\n", (unsigned long long)r->depth,
-               r->prefill_tps, r->decode_tps, r->decode_ms_median, (double)r->read_per_token * 1e-6,
+    json_t *root = bench_engine_json(engine, machine), *list = json_array();
+    for (uint32_t i = 0; i < count; i++)
+        json_array_append_new(list, bench_result_json(&results[i]));
+    json_object_set_new(root, "results", list);
+    return cli_print_json(root);
+}
+
+static int print_text(const cli_bandwidth *machine, const bench_result *results, uint32_t count)
+{
+    printf("device memory is read at %.1f GB/s, the link carries %.1f GB/s\n",
+           machine->read_bytes_per_second * 1e-9, machine->link_bytes_per_second * 1e-9);
+    printf("%8s %5s %11s %11s %11s %10s %9s %14s %14s %10s\n", "depth", "batch", "prefill/s",
+           "ttft ms", "decode/s", "ms median", "of bound", "MB read/token", "MB moved/token",
+           "ms waited");
+    for (uint32_t i = 0; i < count; i++) {
+        const bench_result *r = &results[i];
+        int filled = r->prefill_count == 0;
+        printf("%8llu %5llu %11.1f %11.1f %11.1f %10.2f %8.0f%% %14.1f %14.1f %10.2f\n",
+               (unsigned long long)r->depth, (unsigned long long)r->batch,
+               filled ? r->fill_tps : r->prefill_tps, filled ? r->fill_ms : r->prefill_ms,
+               r->decode_tps, r->decode_ms_median, 100 * r->of_bound,
+               (double)r->read_per_token * 1e-6,
                (double)(r->host_per_token + r->disk_per_token) * 1e-6, r->wait_ms_per_token);
     }
     return PLLM_OK;
 }
 
-/* What every depth needs, before the first takes its minutes. */
-static int check_depths(const pllm_settings *settings, const pllm_engine *engine,
-                        uint32_t *id_count_out)
+/* ---- the command ---------------------------------------------------------------------------- */
+
+static uint64_t most_of(const pllm_uint_list *list)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < list->count; i++)
+        if (list->items[i] > most) most = list->items[i];
+    return most;
+}
+
+/* Before the first depth takes its minutes. */
+static int check_context(const pllm_engine *engine, const bench_plan *plan)
 {
     pllm_engine_info info = {.struct_bytes = sizeof info};
     int status = pllm_engine_info_get(engine, &info);
-    if (status < 0) return status;
-    uint64_t deepest = 0, decode = settings->decode ? settings->decode + 1 : 0;
-    uint64_t most = settings->prefill > decode ? settings->prefill : decode;
-    for (uint32_t i = 0; i < settings->depth.count; i++)
-        if (settings->depth.items[i] > deepest) deepest = settings->depth.items[i];
-    if (most == 0)
-        return pllm_fail(PLLM_EINVAL, 0, "--prefill 0 and --decode 0 leave nothing to measure");
-    if (deepest + most > info.context_max)
-        return pllm_fail(PLLM_ELIMIT, 0,
-                         "--depth %llu and the %llu tokens timed after it are more than the "
-                         "model's context of %u",
-                         (unsigned long long)deepest, (unsigned long long)most, info.context_max);
-    *id_count_out = (uint32_t)(deepest + most);
-    return PLLM_OK;
+    uint64_t after = bench_tokens_after(plan);
+    if (status < 0 || plan->depth_max + after <= info.context_max) return status;
+    return pllm_fail(PLLM_ELIMIT, 0,
+                     "--depth %llu and the %llu tokens timed after it are more than the model's "
+                     "context of %u",
+                     (unsigned long long)plan->depth_max, (unsigned long long)after,
+                     info.context_max);
 }
 
-static int bench(cli_program *cli, pllm_engine *engine)
+static int measure_all(cli_program *cli, pllm_engine *engine, const bench_plan *plan,
+                       const cli_bandwidth *machine)
 {
     const pllm_settings *settings = cli->settings;
-    uint32_t id_count = 0;
-    int status = check_depths(settings, engine, &id_count);
-    if (status < 0) return status;
-    pllm_engine_info info = {.struct_bytes = sizeof info};
-    pllm_engine_info_get(engine, &info);
-    depth_result *results = calloc(settings->depth.count + 1, sizeof *results);
-    uint32_t *ids = calloc(id_count, sizeof *ids);
-    if (!results || !ids) status = pllm_fail_memory("token ids", id_count * sizeof *ids);
-    if (status == PLLM_OK) fill(ids, id_count, info.vocab_size, settings->seed);
-    for (uint32_t i = 0; status == PLLM_OK && i < settings->depth.count; i++) {
-        results[i].depth = settings->depth.items[i];
-        status = measure(engine, settings, ids, &results[i]);
-    }
-    if (status < 0 && cli_interrupted()) status = cli_canceled();
+    uint32_t count = settings->depth.count * settings->batch.count, done = 0;
+    bench_result *results = calloc(count + 1, sizeof *results);
+    if (!results) return pllm_fail_memory("results", count * sizeof *results);
+    int status = check_context(engine, plan);
+    for (uint32_t b = 0; b < settings->batch.count; b++)
+        for (uint32_t d = 0; status == PLLM_OK && d < settings->depth.count; d++, done++) {
+            results[done].batch = settings->batch.items[b];
+            results[done].depth = settings->depth.items[d];
+            status = bench_measure(engine, plan, machine, &results[done]);
+        }
     if (status == PLLM_OK)
-        status =
-            settings->json ? print_json(settings, engine, results) : print_text(settings, results);
+        status = settings->json ? print_json(engine, machine, results, count)
+                                : print_text(machine, results, count);
     if (status == PLLM_OK) status = cli_stats(cli, engine, NULL);
-    free(ids);
     free(results);
     return status;
 }
 
 int command_bench(cli_program *cli)
 {
-    pllm_engine *engine;
-    int status = cli_engine_open(cli, &engine);
-    if (status == PLLM_OK) status = bench(cli, engine);
+    const pllm_settings *settings = cli->settings;
+    if (settings->suite) return bench_suite(cli);
+    char weights[16];
+    pllm_settings_text(settings, pllm_option_find("weights"), weights, sizeof weights);
+    bench_plan plan = {.need = {.shape = settings->shape,
+                                .weights = weights,
+                                .sequence_max = (uint32_t)most_of(&settings->batch)},
+                       .prefill = settings->prefill,
+                       .decode = settings->decode,
+                       .seed = settings->seed,
+                       .depth_max = most_of(&settings->depth)};
+    cli_bandwidth machine;
+    int status = bench_plan_context(&plan);
+    if (status == PLLM_OK) status = cli_measure_bandwidth(cli, &machine);
+    if (status == PLLM_OK && settings->shape) {
+        bench_memory memory;
+        status = bench_memory_of(cli, &plan, &memory);
+        if (status == PLLM_OK) status = bench_fits(cli, &memory, &machine);
+    }
+    pllm_engine *engine = NULL;
+    if (status == PLLM_OK) status = cli_engine_open(cli, &plan.need, &engine);
+    if (status == PLLM_OK) status = measure_all(cli, engine, &plan, &machine);
     pllm_engine_close(engine);
     return status;
 }

@@ -240,7 +240,7 @@ static int converse(chat *c)
 int command_chat(cli_program *cli)
 {
     chat c = {.cli = cli, .interactive = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
-    int status = cli_engine_open(cli, &c.engine);
+    int status = cli_engine_open(cli, NULL, &c.engine);
     if (status == PLLM_OK && !pllm_engine_tokenizer(c.engine))
         status =
             pllm_fail(PLLM_ENOTFOUND, 0, "%s carries no tokenizer: a GGUF file is needed to chat",

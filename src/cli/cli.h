@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <pagedllm/engine.h>
 #include "base/options.h"
+#include "device/device.h"
 
 /* A file that takes its name only when it is complete: until then it has none where the file
  * system can do that, so that nothing half-written is left however the program ends. What is there
@@ -37,14 +38,44 @@ int cli_interrupt_taken(void);
 /* read(), but a signal ends the wait: ECANCELED. EIO: errno is set. 0: the end. */
 int cli_read(int fd, void *buffer, size_t bytes, size_t *read_out);
 
+/* What a command needs that no setting says. */
+typedef struct cli_engine_need {
+    const char *shape, *weights; /* NULL: the model file, positionals[0] */
+    uint32_t sequence_max, context_max;
+} cli_engine_need;
+
+/* The options of an engine as the settings say; values holds what they point to. */
+typedef struct cli_engine_choice {
+    pllm_engine_options options;
+    char values[5][16];
+} cli_engine_choice;
+void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine_choice *choice);
+
 /* The engine that the settings ask for, with the model's context. A progress bar is shown on
- * stderr if that is a terminal. */
-int cli_engine_open(cli_program *cli, pllm_engine **engine_out);
+ * stderr if that is a terminal. need may be NULL. */
+int cli_engine_open(cli_program *cli, const cli_engine_need *need, pllm_engine **engine_out);
 /* --stats and --stats-json, where asked for. result may be NULL. */
 int cli_stats(cli_program *cli, const pllm_engine *engine, const pllm_generate_result *result);
 void cli_stats_text(const pllm_engine *engine); /* on stderr */
 /* The error kept becomes the last one again; returns its status. */
 int cli_fail_again(const pllm_error *kept);
+
+/* Host memory: best of a few runs over 64 MiB. threads 0: all. */
+typedef struct cli_memory {
+    pllm_device_info host;
+    uint32_t threads;
+    double read_bytes_per_second, copy_bytes_per_second, copy_all_bytes_per_second;
+} cli_memory;
+int cli_measure_memory(const pllm_context *context, uint32_t threads, cli_memory *memory_out);
+
+/* The two speeds that bound a token, and the room there is. 0: could not be measured. */
+typedef struct cli_bandwidth {
+    cli_memory memory;
+    pllm_device_info device;
+    double read_bytes_per_second; /* device memory, by who computes there */
+    double link_bytes_per_second; /* host memory to device */
+} cli_bandwidth;
+int cli_measure_bandwidth(cli_program *cli, cli_bandwidth *bandwidth_out);
 
 /* A JSON string; bytes that are no UTF-8 become '?'. */
 json_t *cli_json_text(const char *text);

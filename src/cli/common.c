@@ -29,23 +29,17 @@ static int show_progress(void *user, const char *what, uint64_t done, uint64_t t
 
 enum { RECORD_MAX = 1 << 22 }; /* accesses that --record keeps: the last ones, 32 MiB of them */
 
-int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
+void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine_choice *choice)
 {
-    *engine_out = NULL;
     const pllm_settings *settings = cli->settings;
-    if (settings
-            ->stats_json) { /* a place that cannot be written is found out now, not at the end */
-        int status = cli_output_open(&cli->stats, settings->stats_json);
-        if (status < 0) return status;
-    }
     static const char *const names[] = {"policy", "prefetch_strategy", "kv_format", "compute",
                                         "disk_io"};
     enum { POLICY, PREFETCH, KV_FORMAT, COMPUTE, DISK_IO, NAMES };
-    char values[NAMES][16];
     for (int i = 0; i < NAMES; i++)
-        pllm_settings_text(settings, pllm_option_find(names[i]), values[i], sizeof values[i]);
-    pllm_engine_options options = {
-        .struct_bytes = sizeof options,
+        pllm_settings_text(settings, pllm_option_find(names[i]), choice->values[i],
+                           sizeof choice->values[i]);
+    choice->options = (pllm_engine_options){
+        .struct_bytes = sizeof choice->options,
         .threads = (uint32_t)settings->threads,
         .device = settings->device,
         .vram_limit_bytes = settings->vram_limit,
@@ -53,22 +47,40 @@ int cli_engine_open(cli_program *cli, pllm_engine **engine_out)
         .host_memory_bytes = settings->host_memory,
         .nvme_path = settings->nvme_path,
         .nvme_size_bytes = settings->nvme_size,
-        .policy = values[POLICY],
-        .prefetch_strategy = values[PREFETCH],
-        .kv_format = values[KV_FORMAT],
-        .compute = values[COMPUTE],
-        .disk_io = values[DISK_IO],
-        .sequence_max = 1,
+        .policy = choice->values[POLICY],
+        .prefetch_strategy = choice->values[PREFETCH],
+        .kv_format = choice->values[KV_FORMAT],
+        .compute = choice->values[COMPUTE],
+        .disk_io = choice->values[DISK_IO],
+        .sequence_max = need ? need->sequence_max : 1,
+        .context_max = need ? need->context_max : 0,
         .link_bytes_per_second =
             settings->link_bandwidth == PLLM_SIZE_UNLIMITED ? 0 : (double)settings->link_bandwidth,
         .link_latency_ns = (uint64_t)(settings->link_latency_us * 1000),
         .record_max = settings->record ? RECORD_MAX : 0,
         .progress = show_progress,
         .progress_user = cli,
+        .shape = need ? need->shape : NULL,
+        .weights = need ? need->weights : NULL,
     };
     /* A folder without a size: as much as every block of the context would take. */
-    if (settings->nvme_path && settings->nvme_size == 0) options.nvme_size_bytes = PLLM_UNLIMITED;
-    int status = pllm_engine_open(cli->context, settings->positionals[0], &options, engine_out);
+    if (settings->nvme_path && settings->nvme_size == 0)
+        choice->options.nvme_size_bytes = PLLM_UNLIMITED;
+}
+
+int cli_engine_open(cli_program *cli, const cli_engine_need *need, pllm_engine **engine_out)
+{
+    *engine_out = NULL;
+    const pllm_settings *settings = cli->settings;
+    if (settings->stats_json && !cli->stats.file) {
+        /* a place that cannot be written is found out now, not at the end */
+        int status = cli_output_open(&cli->stats, settings->stats_json);
+        if (status < 0) return status;
+    }
+    cli_engine_choice choice;
+    cli_engine_choose(cli, need, &choice);
+    const char *path = choice.options.shape ? NULL : settings->positionals[0];
+    int status = pllm_engine_open(cli->context, path, &choice.options, engine_out);
     return cli_interrupted() ? status < 0 ? cli_canceled() : PLLM_OK : status;
 }
 

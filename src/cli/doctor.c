@@ -10,17 +10,14 @@
 #include "base/clock.h"
 #include "base/context.h"
 #include "base/size.h"
-#include "base/threads.h"
 #include "cli/cli.h"
-#include "device/device.h"
 #include "kernels/kernels.h"
 #include "tier/disk.h"
 
 typedef struct findings {
-    uint32_t threads, memory_nodes;
+    uint32_t memory_nodes;
     const char *kernels;
-    pllm_device_info host;
-    double memory_bytes_per_second, copy_bytes_per_second, copy_all_bytes_per_second;
+    cli_memory memory;
     double disk_write_bytes_per_second, disk_read_bytes_per_second;
     char disk_name[16], disk_note[160], disk_problem[1024], cuda[160];
     char disk_folder[256];
@@ -34,72 +31,7 @@ typedef struct findings {
     char model_problem[1024];
 } findings;
 
-enum { PROBE_BYTES = 64 << 20, DISK_PROBE_BYTES = 256 << 20, DISK_UNIT = 1 << 20 };
-
-typedef struct reading {
-    pllm_threads *threads;
-    const uint64_t *data;
-    uint64_t *target;
-    uint64_t sums[64];
-} reading;
-
-static void copy_body(void *argument, uint32_t index)
-{
-    reading *r = argument;
-    uint64_t first, end;
-    pllm_threads_share(r->threads, index, PROBE_BYTES / 8, 8, &first, &end);
-    memcpy(r->target + first, r->data + first, (end - first) * 8);
-}
-
-static void read_body(void *argument, uint32_t index)
-{
-    reading *r = argument;
-    uint64_t first, end, sum = 0;
-    pllm_threads_share(r->threads, index, PROBE_BYTES / 8, 8, &first, &end);
-    for (uint64_t i = first; i < end; i++) sum += r->data[i];
-    r->sums[index & 63] = sum;
-}
-
-static int measure_memory(const pllm_context *context, findings *f)
-{
-    pllm_threads *threads;
-    int status = pllm_threads_open(context, 0, &threads);
-    if (status < 0) return status;
-    f->threads = pllm_threads_count(threads);
-    pllm_device *device;
-    pllm_host_device_options options = {.struct_bytes = sizeof options};
-    status = pllm_device_open_host(context, &options, &device);
-    void *from = NULL, *to = NULL;
-    if (status == PLLM_OK) status = device->ops->info(device, &f->host);
-    if (status == PLLM_OK) status = device->ops->host_alloc(device, PROBE_BYTES, &from);
-    if (status == PLLM_OK) status = device->ops->host_alloc(device, PROBE_BYTES, &to);
-    if (status == PLLM_OK) {
-        memset(from, 1, PROBE_BYTES);
-        memset(to, 2, PROBE_BYTES);
-        reading r = {.threads = threads, .data = from, .target = to};
-        uint64_t best_read = UINT64_MAX, best_copy = UINT64_MAX, best_all = UINT64_MAX;
-        for (int run = 0; run < 5; run++) {
-            uint64_t started = pllm_clock_ns();
-            pllm_threads_run(threads, read_body, &r);
-            uint64_t middle = pllm_clock_ns();
-            memcpy(to, from, PROBE_BYTES);
-            uint64_t ended = pllm_clock_ns();
-            if (middle - started < best_read) best_read = middle - started;
-            if (ended - middle < best_copy) best_copy = ended - middle;
-            pllm_threads_run(threads, copy_body, &r);
-            uint64_t all = pllm_clock_ns() - ended;
-            if (all < best_all) best_all = all;
-        }
-        f->memory_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_read;
-        f->copy_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_copy;
-        f->copy_all_bytes_per_second = PROBE_BYTES * 1e9 / (double)best_all;
-    }
-    if (device && from) device->ops->host_free(device, from, PROBE_BYTES);
-    if (device && to) device->ops->host_free(device, to, PROBE_BYTES);
-    if (status == PLLM_OK || device) pllm_device_close(device);
-    pllm_threads_close(threads);
-    return status;
-}
+enum { DISK_PROBE_BYTES = 256 << 20, DISK_UNIT = 1 << 20 };
 
 /* Every unit once, as many at a time as the disk takes. Bytes a second, or 0 where it failed. */
 static double disk_pass(pllm_disk *disk, char *staging, uint32_t write)
@@ -203,7 +135,7 @@ static void look_at_model(cli_program *cli, findings *f)
 {
     pllm_engine *engine;
     f->has_model = 1;
-    int status = cli_engine_open(cli, &engine);
+    int status = cli_engine_open(cli, NULL, &engine);
     f->model.struct_bytes = sizeof f->model;
     if (status == PLLM_OK) status = pllm_engine_info_get(engine, &f->model);
     if (status == PLLM_OK) status = cli_stats(cli, engine, NULL);
@@ -232,16 +164,16 @@ static int report_json(const findings *f)
         json_array_append_new(missing, json_string(f->missing[i]));
     json_t *root = json_pack(
         "{s:s,s:i,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
-        pllm_version(), "threads", (int)f->threads, "memory_nodes", (int)f->memory_nodes, "kernels",
-        f->kernels, "host_total_bytes", (json_int_t)f->host.total_bytes, "host_free_bytes",
-        (json_int_t)f->host.free_bytes, "memory_read_bytes_per_second", f->memory_bytes_per_second,
-        "memory_copy_bytes_per_second", f->copy_bytes_per_second,
-        "memory_copy_all_threads_bytes_per_second", f->copy_all_bytes_per_second, "disk",
-        f->disk_name, "disk_folder", cli_json_text(f->disk_folder), "disk_note",
-        cli_json_text(f->disk_note), "disk_free_bytes", (json_int_t)f->disk_free_bytes,
-        "disk_problem", cli_json_text(f->disk_problem), "disk_write_bytes_per_second",
-        f->disk_write_bytes_per_second, "disk_read_bytes_per_second", f->disk_read_bytes_per_second,
-        "memlock_bytes",
+        pllm_version(), "threads", (int)f->memory.threads, "memory_nodes", (int)f->memory_nodes,
+        "kernels", f->kernels, "host_total_bytes", (json_int_t)f->memory.host.total_bytes,
+        "host_free_bytes", (json_int_t)f->memory.host.free_bytes, "memory_read_bytes_per_second",
+        f->memory.read_bytes_per_second, "memory_copy_bytes_per_second",
+        f->memory.copy_bytes_per_second, "memory_copy_all_threads_bytes_per_second",
+        f->memory.copy_all_bytes_per_second, "disk", f->disk_name, "disk_folder",
+        cli_json_text(f->disk_folder), "disk_note", cli_json_text(f->disk_note), "disk_free_bytes",
+        (json_int_t)f->disk_free_bytes, "disk_problem", cli_json_text(f->disk_problem),
+        "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
+        f->disk_read_bytes_per_second, "memlock_bytes",
         f->memlock_bytes > INT64_MAX ? (json_int_t)-1 : (json_int_t)f->memlock_bytes, "cuda",
         f->cuda, "missing", missing);
     if (root && f->has_model) json_object_set_new(root, "model", model_json(f));
@@ -281,14 +213,14 @@ static int report_text(const findings *f)
 {
     char total[PLLM_SIZE_TEXT_BYTES], unused[PLLM_SIZE_TEXT_BYTES], memlock[PLLM_SIZE_TEXT_BYTES];
     printf("pagedllm   %s\n", pllm_version());
-    printf("processor  %u threads, %s kernels\n", f->threads, f->kernels);
+    printf("processor  %u threads, %s kernels\n", f->memory.threads, f->kernels);
     printf("device     host: %s of memory, %s free\n",
-           pllm_size_text(f->host.total_bytes, total, sizeof total),
-           pllm_size_text(f->host.free_bytes, unused, sizeof unused));
+           pllm_size_text(f->memory.host.total_bytes, total, sizeof total),
+           pllm_size_text(f->memory.host.free_bytes, unused, sizeof unused));
     printf("device     cuda: %s\n", f->cuda);
     printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one, %.1f with all\n",
-           f->memory_bytes_per_second * 1e-9, f->threads, f->copy_bytes_per_second * 1e-9,
-           f->copy_all_bytes_per_second * 1e-9);
+           f->memory.read_bytes_per_second * 1e-9, f->memory.threads,
+           f->memory.copy_bytes_per_second * 1e-9, f->memory.copy_all_bytes_per_second * 1e-9);
     if (f->memory_nodes > 1)
         printf(
             "           %u NUMA nodes: `numactl -N 0 -m 0 pagedllm ...` keeps threads and memory "
@@ -311,7 +243,7 @@ int command_doctor(cli_program *cli)
     if (numa_available() >= 0) f.memory_nodes = (uint32_t)numa_num_configured_nodes();
     struct rlimit limit;
     if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0) f.memlock_bytes = limit.rlim_cur;
-    int status = measure_memory(cli->context, &f);
+    int status = cli_measure_memory(cli->context, 0, &f.memory);
     if (status < 0) return status;
     measure_disk(cli, &f);
     if (cli_interrupted()) return cli_canceled();

@@ -57,7 +57,7 @@ int command_logits(cli_program *cli)
     if (count == 0)
         status = pllm_fail(PLLM_EINVAL, 0, "%s holds no token id: logits needs one at least",
                            settings->ids);
-    if (status == PLLM_OK) status = cli_engine_open(cli, &engine);
+    if (status == PLLM_OK) status = cli_engine_open(cli, NULL, &engine);
     if (status == PLLM_OK) status = write_all(cli, engine, ids, count);
     pllm_engine_close(engine);
     free(ids);

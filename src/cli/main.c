@@ -96,6 +96,33 @@ static int complain(const pllm_settings *settings, int exit_status)
     return exit_status;
 }
 
+/* A bench measures a file, a shape or a suite of shapes, and each has options of its own. */
+static int check_bench(const pllm_settings *settings)
+{
+    int file = settings->positional_count > 0, shape = settings->shape != NULL;
+    if (file + shape + settings->suite != 1)
+        return pllm_fail(
+            PLLM_EINVAL, 0,
+            "give bench one of MODEL, --shape NAME with --random-weights, and --suite");
+    if (shape && !settings->random_weights)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "--shape %s has no weights of its own: add --random-weights, or give a "
+                         "model file in its place",
+                         settings->shape);
+    if (file &&
+        (settings->random_weights || pllm_settings_source(settings, "weights") == PLLM_FROM_FLAG))
+        return pllm_fail(
+            PLLM_EINVAL, 0, "--%s is for --shape and --suite: %s has weights of its own",
+            settings->random_weights ? "random-weights" : "weights", settings->positionals[0]);
+    if (settings->suite && !settings->output)
+        return pllm_fail(PLLM_EINVAL, 0, "--suite needs --output, the folder for what it writes");
+    static const char *const suites[] = {"output", "models"};
+    for (int i = 0; !settings->suite && i < 2; i++)
+        if (pllm_settings_source(settings, suites[i]) == PLLM_FROM_FLAG)
+            return pllm_fail(PLLM_EINVAL, 0, "--%s is for bench --suite", suites[i]);
+    return PLLM_OK;
+}
+
 /* What a command cannot do without. */
 static int check_given(const pllm_settings *settings)
 {
@@ -105,6 +132,7 @@ static int check_given(const pllm_settings *settings)
                          "give the prompt with either --prompt TEXT or --prompt-file FILE");
     if (strcmp(command, "logits") == 0 && (!settings->ids || !settings->output))
         return pllm_fail(PLLM_EINVAL, 0, "logits needs --ids FILE and --output FILE.npy");
+    if (strcmp(command, "bench") == 0) return check_bench(settings);
     if (strcmp(command, "detokenize") == 0 && !settings->ids)
         return pllm_fail(PLLM_EINVAL, 0, "detokenize needs --ids FILE, a JSON array or .npy");
     return PLLM_OK;
@@ -131,7 +159,8 @@ static int check(const pllm_settings *settings)
     for (uint32_t i = 0; i < settings->stop.count; i++)
         if (settings->stop.items[i][0] == '\0')
             return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");
-    bool engine = settings->positional_count > 0 && strstr(settings->command, "tokenize") == NULL;
+    bool engine = (settings->positional_count > 0 || settings->shape) &&
+                  strstr(settings->command, "tokenize") == NULL;
     if (!engine && pllm_settings_source(settings, "stats_json") == PLLM_FROM_FLAG)
         return pllm_fail(PLLM_EINVAL, 0, "--stats-json: %s runs no model here, so there are none",
                          settings->command);

@@ -68,7 +68,7 @@ int command_perplexity(cli_program *cli)
     int status = cli_read_file(settings->positionals[1], &text, &bytes);
     if (status < 0) return status;
     pllm_engine *engine;
-    status = cli_engine_open(cli, &engine);
+    status = cli_engine_open(cli, NULL, &engine);
     if (status == PLLM_OK) status = score(cli, engine, text, bytes);
     pllm_engine_close(engine);
     free(text);

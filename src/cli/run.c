@@ -91,7 +91,7 @@ int command_run(cli_program *cli)
     int status = read_prompt(cli->settings, &text, &bytes);
     if (status < 0) return status;
     pllm_engine *engine;
-    status = cli_engine_open(cli, &engine);
+    status = cli_engine_open(cli, NULL, &engine);
     uint32_t *ids = NULL, count = 0;
     if (status == PLLM_OK) status = encode(engine, text, bytes, &ids, &count);
     if (status == PLLM_OK) status = complete(cli, engine, ids, count);

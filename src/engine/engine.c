@@ -58,29 +58,29 @@ static uint64_t chunk_for(const pllm_engine_options *options)
 {
     enum { SMALLEST = 64 << 10, LARGEST = 2 << 20 };
     uint64_t least = options->granularity_bytes > SMALLEST ? options->granularity_bytes : SMALLEST;
-    uint64_t limit = options->vram_limit_bytes < options->kv_limit_bytes ? options->vram_limit_bytes
-                                                                         : options->kv_limit_bytes;
-    uint64_t chunk = least;
-    while (chunk < LARGEST && chunk * 2 <= limit / 64) chunk *= 2;
+    uint64_t vram = options->vram_limit_bytes, kv = options->kv_limit_bytes;
+    uint64_t limit = vram && (!kv || vram < kv) ? vram : kv, chunk = least;
+    while (chunk < LARGEST && (!limit || chunk * 2 <= limit / 64)) chunk *= 2;
     return chunk;
 }
 
-static int open_device(pllm_engine *engine)
+int pllm_engine_open_device(const pllm_context *context, const pllm_engine_options *o,
+                            pllm_device **device_out)
 {
-    if (engine->device) return PLLM_OK; /* borrowed */
-    const pllm_engine_options *o = &engine->options;
-    if (strncmp(o->device, "cuda", 4) == 0)
+    const char *name = o->device ? o->device : "host";
+    *device_out = NULL;
+    if (strncmp(name, "cuda", 4) == 0)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "this build has no CUDA device: use --device host (pagedllm doctor lists "
                          "what is there)");
-    if (strcmp(o->device, "host") != 0)
-        return pllm_fail(PLLM_EINVAL, 0, "device '%s' is unknown: use host", o->device);
+    if (strcmp(name, "host") != 0)
+        return pllm_fail(PLLM_EINVAL, 0, "device '%s' is unknown: use host", name);
     pllm_host_device_options host = {.struct_bytes = sizeof host,
                                      .granularity_bytes = o->granularity_bytes,
                                      .chunk_bytes = chunk_for(o),
                                      .link_bytes_per_second = o->link_bytes_per_second,
                                      .link_latency_ns = o->link_latency_ns};
-    return pllm_device_open_host(engine->context, &host, &engine->device);
+    return pllm_device_open_host(context, &host, device_out);
 }
 
 /* inverse_frequency[i] = base^(-2i/dims), stretched as the rope kind says. llama3: Llama 3.1's rule
@@ -285,7 +285,7 @@ static int open_all(pllm_engine *engine, const char *path)
                                 engine->shape.layer_count, o->sequence_max, context_max, NULL);
     if (status < 0) return status;
     engine->chunk_max = (context_max + PLLM_CHUNK_TOKENS - 1) / PLLM_CHUNK_TOKENS;
-    status = open_device(engine);
+    if (!engine->device) status = pllm_engine_open_device(engine->context, o, &engine->device);
     if (status < 0) return status;
     engine->executor = &pllm_host_executor;
     /* Limits first: a refusal should not wait for the weights. */

@@ -13,6 +13,10 @@
 int pllm_engine_open_on(const pllm_context *context, const char *path,
                         const pllm_engine_options *options, pllm_device *device, pllm_disk *disk,
                         pllm_engine **engine_out);
+/* The device that an engine with these options would open for itself. Errors: EINVAL (no such
+ * name), EUNSUPPORTED, EDEVICE, ENOMEM. */
+int pllm_engine_open_device(const pllm_context *context, const pllm_engine_options *options,
+                            pllm_device **device_out);
 /* Writes the accesses recorded so far (options.record_max) as a trace that pager/replay.h reads.
  * Errors: ENOTFOUND (nothing was recorded), EIO, ENOMEM. */
 int pllm_engine_write_trace(const pllm_engine *engine, const char *path);

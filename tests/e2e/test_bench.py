@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""bench of shapes with random weights, and its suite, on the host device."""
+import json
+import os
+import unittest
+import xml.etree.ElementTree
+
+from program import MODEL, ProgramTest
+
+SHAPE = ("bench", "--shape", "smollm2-135m", "--random-weights", "--weights", "q4_0")
+
+
+class Bench(ProgramTest):
+    def test_shape(self):
+        report = json.loads(self.succeed(*SHAPE, "--depth", "0,64", "--batch", "1,3", "--prefill", 32,
+                                         "--decode", 4, "--kv-format", "f16", "--json"))
+        self.assertEqual(report["model"], "smollm2-135m (random q4_0)")
+        self.assertEqual(report["weight_bytes"], report["step_weight_bytes"]) # tied: nothing is left out
+        self.assertGreater(report["device_read_bytes_per_second"], 1e8)
+        self.assertGreater(report["link_bytes_per_second"], 1e8)
+        points = {(r["batch"], r["depth"]): r for r in report["results"]}
+        self.assertEqual(set(points), {(1, 0), (1, 64), (3, 0), (3, 64)})
+        for (batch, depth), r in points.items():
+            for key in ("prefill_tokens_per_second", "prefill_ms", "decode_tokens_per_second",
+                        "decode_ms_median", "bound_ms", "of_bound"):
+                self.assertGreater(r[key], 0, (batch, depth, key))
+            self.assertEqual(r["bound_by"], "device memory")
+            self.assertEqual("fill_ms" in r, depth > 0)
+        # Weights are read once a step, whatever the batch; KV once a sequence.
+        kv = 64 * 30 * 3 * 64 * 2 * 2
+        self.assertAlmostEqual(points[1, 64]["read_bytes_per_token"], report["weight_bytes"] + kv, delta=1)
+        self.assertAlmostEqual(points[3, 64]["read_bytes_per_token"], report["weight_bytes"] / 3 + kv, delta=1)
+
+    def test_deeper_than_trained_and_over_a_link(self):
+        """smollm2 was trained for 8,192 tokens; a shape takes any. 16 MB/s: KV that misses is the bound."""
+        report = json.loads(self.succeed(*SHAPE, "--depth", 640, "--prefill", 0, "--decode", 4, "--json",
+                                         "--kv-format", "f16", "--kv-limit", "8MB", "--host-memory", "1GB",
+                                         "--link-bandwidth", "500MB"))
+        self.assertAlmostEqual(report["link_bytes_per_second"], 500e6, delta=25e6)
+        result = report["results"][0]
+        self.assertGreater(result["not_resident_bytes_per_token"], 4e6)
+        self.assertEqual(result["bound_by"], "link")
+        self.assertAlmostEqual(result["bound_ms"], result["not_resident_bytes_per_token"]
+                               / report["link_bytes_per_second"] * 1e3, delta=1e-3)
+
+    def test_what_goes_together(self):
+        for arguments, words in (
+                (("bench",), "MODEL"), (("bench", "--shape", "llama-2-7b"), "--random-weights"),
+                (("bench", MODEL, *SHAPE[1:]), "one of"), (("bench", MODEL, "--suite"), "one of"),
+                (("bench", MODEL, "--weights", "f16"), "weights of its own"),
+                (("bench", "--suite"), "--output"), ((*SHAPE, "--output", "x"), "--suite")):
+            result = self.run_program(*arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, b""), arguments)
+            self.assertIn(words.encode(), result.stderr)
+        self.refuse("bench", "--shape", "llama-9", "--random-weights", words=["llama-9", "tinyllama-1.1b"])
+        self.refuse("bench", "--shape", "mixtral-8x7b", "--random-weights", words=["mixture"])
+        # Refused before a byte of it is made: 4 TB of KV.
+        self.refuse("bench", "--shape", "llama-2-7b", "--random-weights", "--depth", 4000000, "--batch", 16,
+                    words=["weights", "KV blocks"])
+        self.refuse("bench", "--suite", "--output", self.scratch, "--models", "smollm2-135m:q3",
+                    words=["smollm2-135m:q3"])
+        self.refuse("bench", "--suite", "--output", self.scratch, "--models", "llama-9", words=["llama-9"])
+        self.refuse("bench", "--suite", "--output", "/dev/null/x", "--models", "smollm2-135m",
+                    words=["/dev/null/x"])
+
+    def test_suite(self):
+        folder = os.path.join(self.scratch, "suite")
+        text = self.succeed("bench", "--suite", "--output", folder, "--models", "smollm2-135m:q4_0,mixtral-8x7b",
+                            "--contexts", "32,4000000", "--batches", "16,17", "--decode", 3).decode()
+        self.assertIn("2 of 8 points measured, 0 failed", text)
+        with open(os.path.join(folder, "suite.json"), encoding="utf-8") as file:
+            points = json.load(file)["points"]
+        states = {}
+        for point in points:
+            states.setdefault(point["shape"], []).append(point["state"])
+        self.assertEqual(states, {"smollm2-135m": ["measured", "skipped"] * 2, "mixtral-8x7b": ["skipped"] * 4})
+        for point in points:
+            if point["state"] == "measured":
+                self.assertGreater(point["decode_tokens_per_second"], 0)
+                self.assertGreater(point["fill_tokens_per_second"], 0)
+            else:
+                self.assertTrue(point["reason"])
+        self.assertGreater(points[1]["kv_bytes"], 4000000 * 16 * 30 * 3 * 64 * 2 * 2)
+        self.assertIn("KV blocks", points[1]["reason"])
+        with open(os.path.join(folder, "suite.md"), encoding="utf-8") as file:
+            report = file.read()
+        self.assertIn("\n| 17 | 32 | ", report)
+        self.assertIn("\n| 17 | 4000000 | skipped: needs", report)
+        self.assertIn("Skipped: shape mixtral-8x7b is a mixture", report)
+        # Plots hold a line a batch, and are well-formed.
+        plot = xml.etree.ElementTree.parse(os.path.join(folder, "decode-smollm2-135m-q4_0.svg"))
+        name = "{http://www.w3.org/2000/svg}"
+        self.assertEqual(len(plot.findall(f".//{name}polyline")), 2)
+        self.assertEqual(len(plot.findall(f".//{name}circle")), 2)
+        self.assertEqual(sorted(os.listdir(folder)), ["decode-smollm2-135m-q4_0.svg", "prefill.svg", "suite.json",
+                                                      "suite.md"])
+
+
+if __name__ == "__main__":
+    unittest.main()
