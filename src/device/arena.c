@@ -8,7 +8,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "base/bitmap.h"
 #include "device/arena.h"
 
 #define HUGE_BYTES ((uint64_t)2 << 20)
@@ -17,12 +16,6 @@
 #define MADV_COLLAPSE 25
 #endif
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-
-struct pllm_arena_range {
-    pllm_va va;
-    uint64_t bytes;
-    uint64_t *mapped; /* a bit a granule */
-};
 
 struct pllm_chunk {
     uint64_t bytes;
@@ -54,6 +47,7 @@ int pllm_arena_init(pllm_arena *arena, const pllm_context *context, uint64_t cap
         /* Memory is touched lazily: more than the machine has would end in a kill, not an error. */
         .capacity_bytes =
             capacity_bytes == 0 || capacity_bytes > available ? available : capacity_bytes,
+        .ranges = {.context = context, .granularity_bytes = granularity},
     };
     int code = pthread_mutex_init(&arena->lock, NULL);
     return code ? pllm_fail(PLLM_ENOMEM, code, "could not make a lock for the arena") : PLLM_OK;
@@ -61,11 +55,9 @@ int pllm_arena_init(pllm_arena *arena, const pllm_context *context, uint64_t cap
 
 void pllm_arena_deinit(pllm_arena *arena)
 {
-    for (uint32_t i = 0; i < arena->range_count; i++) {
-        munmap((void *)arena->ranges[i].va, arena->ranges[i].bytes);
-        pllm_free(arena->context, arena->ranges[i].mapped);
-    }
-    pllm_free(arena->context, arena->ranges);
+    for (uint32_t i = 0; i < arena->ranges.count; i++)
+        munmap((void *)arena->ranges.items[i].va, arena->ranges.items[i].bytes);
+    pllm_ranges_deinit(&arena->ranges);
     pthread_mutex_destroy(&arena->lock);
 }
 
@@ -85,80 +77,13 @@ static void *map_aligned(uint64_t bytes, uint64_t alignment, int protection)
     return start + head;
 }
 
-/* Index of the first range that ends after va. */
-static uint32_t range_index(const pllm_arena *arena, pllm_va va)
-{
-    uint32_t low = 0, high = arena->range_count;
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
-        if (arena->ranges[middle].va + arena->ranges[middle].bytes <= va)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-/* The reservation that holds all of [va, va + bytes), or NULL. */
-static pllm_arena_range *range_of(const pllm_arena *arena, pllm_va va, uint64_t bytes)
-{
-    uint32_t i = range_index(arena, va);
-    if (i == arena->range_count) return NULL;
-    pllm_arena_range *range = &arena->ranges[i];
-    if (va < range->va || bytes > range->bytes || va - range->va > range->bytes - bytes)
-        return NULL;
-    return range;
-}
-
-/* Are all granules that [va, va + bytes) touches mapped (wanted 1), or none (0)? */
-static int range_is(const pllm_arena *arena, const pllm_arena_range *range, pllm_va va,
-                    uint64_t bytes, uint32_t wanted)
-{
-    uint64_t first = (va - range->va) / arena->granularity_bytes;
-    uint64_t last = (va - range->va + bytes - 1) / arena->granularity_bytes;
-    uint64_t other = wanted ? pllm_bitmap_find_clear(range->mapped, last + 1, first)
-                            : pllm_bitmap_find_set(range->mapped, last + 1, first);
-    return other == PLLM_BITMAP_NONE;
-}
-
-static void range_set(const pllm_arena *arena, pllm_arena_range *range, pllm_va va, uint64_t bytes,
-                      uint32_t mapped)
-{
-    uint64_t first = (va - range->va) / arena->granularity_bytes;
-    uint64_t count = bytes / arena->granularity_bytes;
-    if (mapped)
-        pllm_bitmap_set_range(range->mapped, first, count);
-    else
-        pllm_bitmap_clear_range(range->mapped, first, count);
-}
-
-static int check_bytes(const pllm_arena *arena, uint64_t bytes, const char *what)
-{
-    if (bytes > 0 && bytes % arena->granularity_bytes == 0) return PLLM_OK;
-    return pllm_fail(PLLM_EINVAL, 0, "%s of %llu bytes is not a positive multiple of %llu", what,
-                     (unsigned long long)bytes, (unsigned long long)arena->granularity_bytes);
-}
-
-static int ranges_grow(pllm_arena *arena)
-{
-    if (arena->range_count < arena->range_max) return PLLM_OK;
-    uint32_t wanted = arena->range_max ? arena->range_max * 2 : 8;
-    pllm_arena_range *grown = pllm_grow(arena->context, arena->ranges,
-                                        sizeof *grown * arena->range_max, sizeof *grown * wanted);
-    if (!grown) return pllm_fail_memory("the list of reservations", sizeof *grown * wanted);
-    arena->ranges = grown;
-    arena->range_max = wanted;
-    return PLLM_OK;
-}
-
 int pllm_arena_reserve(pllm_arena *arena, uint64_t bytes, pllm_va *va_out)
 {
     *va_out = 0;
-    int status = check_bytes(arena, bytes, "a reservation");
+    int status = pllm_ranges_check_bytes(&arena->ranges, bytes, "a reservation");
     if (status < 0) return status;
-    uint64_t word_count = pllm_bitmap_words(bytes / arena->granularity_bytes);
-    uint64_t *mapped = pllm_alloc_array(arena->context, word_count, sizeof *mapped);
-    if (!mapped) return pllm_fail_memory("a reservation's bitmap", word_count * sizeof *mapped);
+    uint64_t *mapped = pllm_ranges_bitmap(&arena->ranges, bytes);
+    if (!mapped) return PLLM_ENOMEM;
     uint64_t alignment =
         arena->granularity_bytes > HUGE_BYTES ? arena->granularity_bytes : HUGE_BYTES;
     void *start = map_aligned(bytes, alignment, PROT_NONE);
@@ -168,18 +93,10 @@ int pllm_arena_reserve(pllm_arena *arena, uint64_t bytes, pllm_va *va_out)
         goto fail_mapped;
     }
     pthread_mutex_lock(&arena->lock);
-    status = ranges_grow(arena);
-    if (status == PLLM_OK) {
-        pllm_va va = (pllm_va)(uintptr_t)start;
-        uint32_t at = range_index(arena, va);
-        memmove(arena->ranges + at + 1, arena->ranges + at,
-                sizeof *arena->ranges * (arena->range_count - at));
-        arena->ranges[at] = (pllm_arena_range){va, bytes, mapped};
-        arena->range_count++;
-        *va_out = va;
-    }
+    status = pllm_ranges_add(&arena->ranges, (pllm_va)(uintptr_t)start, bytes, mapped);
     pthread_mutex_unlock(&arena->lock);
     if (status < 0) goto fail_start;
+    *va_out = (pllm_va)(uintptr_t)start;
     return PLLM_OK;
 fail_start:
     munmap(start, bytes);
@@ -191,13 +108,7 @@ fail_mapped:
 void pllm_arena_release(pllm_arena *arena, pllm_va va, uint64_t bytes)
 {
     pthread_mutex_lock(&arena->lock);
-    pllm_arena_range *range = range_of(arena, va, bytes);
-    assert(range && range->va == va && range->bytes == bytes);
-    assert(range_is(arena, range, va, bytes, 0)); /* nothing is mapped in it */
-    uint64_t *mapped = range->mapped;
-    uint32_t after = arena->range_count - 1 - (uint32_t)(range - arena->ranges);
-    memmove(range, range + 1, sizeof *range * after);
-    arena->range_count--;
+    uint64_t *mapped = pllm_ranges_remove(&arena->ranges, va, bytes);
     munmap((void *)va, bytes);
     pthread_mutex_unlock(&arena->lock);
     pllm_free(arena->context, mapped);
@@ -235,7 +146,7 @@ static int chunk_fail(int code, const char *what)
 int pllm_arena_chunk_create(pllm_arena *arena, uint64_t bytes, pllm_chunk **chunk_out)
 {
     *chunk_out = NULL;
-    int status = check_bytes(arena, bytes, "a chunk");
+    int status = pllm_ranges_check_bytes(&arena->ranges, bytes, "a chunk");
     if (status < 0) return status;
     pllm_chunk *chunk = pllm_alloc(arena->context, sizeof *chunk);
     if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
@@ -310,15 +221,11 @@ int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
     if (!chunk || va % arena->granularity_bytes)
         return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
                          (unsigned long long)va, (unsigned long long)arena->granularity_bytes);
-    int status = PLLM_OK;
+    pllm_range *range;
     pthread_mutex_lock(&arena->lock);
-    pllm_arena_range *range = range_of(arena, va, chunk->bytes);
-    if (!range) {
-        status = pllm_fail(PLLM_EINVAL, 0, "map: %llu bytes at %llx lie in no reservation",
-                           (unsigned long long)chunk->bytes, (unsigned long long)va);
-    } else if (!range_is(arena, range, va, chunk->bytes, 0)) {
-        status = pllm_fail(PLLM_EINVAL, 0, "map: %llu bytes at %llx are partly mapped already",
-                           (unsigned long long)chunk->bytes, (unsigned long long)va);
+    int status = pllm_ranges_check_map(&arena->ranges, va, chunk->bytes, &range);
+    if (status < 0) {
+        /* said so already */
     } else if (mmap((void *)va, chunk->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
                     chunk->fd, 0) == MAP_FAILED) {
         int code = errno;
@@ -326,7 +233,7 @@ int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
         status = pllm_fail(PLLM_EDEVICE, code, "could not map a chunk: %s%s", strerror(code),
                            code == ENOMEM ? "; raise vm.max_map_count or use larger chunks" : "");
     } else {
-        range_set(arena, range, va, chunk->bytes, 1);
+        pllm_ranges_set(&arena->ranges, range, va, chunk->bytes, 1);
         chunk->map_count++;
     }
     pthread_mutex_unlock(&arena->lock);
@@ -337,11 +244,12 @@ int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
 void pllm_arena_unmap(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
 {
     pthread_mutex_lock(&arena->lock);
-    pllm_arena_range *range = range_of(arena, va, chunk->bytes);
-    assert(range && range_is(arena, range, va, chunk->bytes, 1) && chunk->map_count > 0);
+    pllm_range *range = pllm_ranges_find(&arena->ranges, va, chunk->bytes);
+    assert(range && pllm_ranges_are(&arena->ranges, range, va, chunk->bytes, 1));
+    assert(chunk->map_count > 0);
     /* At vm.max_map_count a new mapping is refused, but protecting a whole one never splits. */
     if (map_none(va, chunk->bytes) != 0) mprotect((void *)va, chunk->bytes, PROT_NONE);
-    range_set(arena, range, va, chunk->bytes, 0);
+    pllm_ranges_set(&arena->ranges, range, va, chunk->bytes, 0);
     chunk->map_count--;
     pthread_mutex_unlock(&arena->lock);
 }
@@ -368,7 +276,7 @@ int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out)
 int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chunk **chunk_out)
 {
     *chunk_out = NULL;
-    int status = check_bytes(arena, bytes, "an imported chunk");
+    int status = pllm_ranges_check_bytes(&arena->ranges, bytes, "an imported chunk");
     if (status < 0) return status;
     struct stat info;
     if (fstat(fd, &info) != 0 || (uint64_t)info.st_size != bytes)
@@ -414,41 +322,19 @@ void pllm_arena_host_free(void *pointer, uint64_t bytes)
     if (pointer) munmap(pointer, page_round(bytes));
 }
 
-static int check_mapped(const pllm_arena *arena, pllm_va va, uint64_t bytes)
-{
-    pllm_arena_range *range = range_of(arena, va, bytes);
-    if (range && range_is(arena, range, va, bytes, 1)) return PLLM_OK;
-    return pllm_fail(PLLM_EINVAL, 0, "%llu bytes at device address %llx are not all mapped",
-                     (unsigned long long)bytes, (unsigned long long)va);
-}
-
 int pllm_arena_check_copies(pllm_arena *arena, pllm_copy_kind kind, const pllm_copy *copies,
                             uint32_t copy_count)
 {
-    if ((unsigned)kind > PLLM_COPY_WITHIN || (!copies && copy_count))
-        return pllm_fail(PLLM_EINVAL, 0, "copy: no copies, or kind %d is none", (int)kind);
-    int status = PLLM_OK;
     pthread_mutex_lock(&arena->lock);
-    for (uint32_t i = 0; i < copy_count && status == PLLM_OK; i++) {
-        const pllm_copy *copy = &copies[i];
-        if (copy->bytes == 0) continue;
-        uint64_t distance = copy->to > copy->from ? copy->to - copy->from : copy->from - copy->to;
-        if (!copy->to || !copy->from || distance < copy->bytes)
-            status = pllm_fail(PLLM_EINVAL, 0, "copy %u: a NULL side, or sides that overlap", i);
-        if (status == PLLM_OK && kind != PLLM_COPY_OUT)
-            status = check_mapped(arena, copy->to, copy->bytes);
-        if (status == PLLM_OK && kind != PLLM_COPY_IN)
-            status = check_mapped(arena, copy->from, copy->bytes);
-    }
+    int status = pllm_ranges_check_copies(&arena->ranges, kind, copies, copy_count);
     pthread_mutex_unlock(&arena->lock);
     return status;
 }
 
 int pllm_arena_check_fill(pllm_arena *arena, pllm_va va, uint64_t bytes)
 {
-    if (bytes == 0) return PLLM_OK;
     pthread_mutex_lock(&arena->lock);
-    int status = check_mapped(arena, va, bytes);
+    int status = pllm_ranges_check_fill(&arena->ranges, va, bytes);
     pthread_mutex_unlock(&arena->lock);
     return status;
 }

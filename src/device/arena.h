@@ -5,27 +5,22 @@
  * mapped chunk         one sealed memfd; mapped over the reservation with MAP_FIXED
  *
  * Unmapping puts PROT_NONE back, so a stale touch faults instead of reading someone else's bytes.
- * A bit per granule says what is mapped: copies are checked against it when they are submitted,
- * since a bad address would otherwise kill the process inside a worker thread.
+ * Reservations and what is mapped in them are a pllm_ranges.
  *
- * Invariants: 1. used_bytes is the sum of created, living chunks and never passes capacity_bytes
- * (imported chunks belong to their creator's capacity). 2. A granule's bit is set exactly while a
- * chunk is mapped there. 3. Reservations are sorted by address.
+ * Invariant: used_bytes is the sum of created, living chunks and never passes capacity_bytes
+ * (imported chunks belong to their creator's capacity).
  * Threads: safe from many threads (one lock; held over the mmap calls, a few microseconds). */
 #ifndef PLLM_DEVICE_ARENA_H
 #define PLLM_DEVICE_ARENA_H
 
 #include <pthread.h>
-#include "device/device.h"
-
-typedef struct pllm_arena_range pllm_arena_range; /* one reservation */
+#include "device/ranges.h"
 
 typedef struct pllm_arena {
     const pllm_context *context;
     uint64_t granularity_bytes, chunk_bytes, capacity_bytes, used_bytes;
     pthread_mutex_t lock;
-    pllm_arena_range *ranges;
-    uint32_t range_count, range_max;
+    pllm_ranges ranges;
 } pllm_arena;
 
 /* Zeros stand for the defaults that device.h names. Errors: EINVAL, ENOMEM. */
