@@ -162,6 +162,14 @@ int64_t pllm_faulty_device_live_of(const pllm_device *device, pllm_faulty_kind k
 /* Counts calls from 0 again and fails number fail_at of them. */
 void pllm_faulty_device_arm(pllm_device *device, uint64_t fail_at);
 
+/* For calls that a device has beside the table (cuda.h). inner: NULL if the device is not a faulty
+ * one. stream_inner: a device with such calls lets its streams begin with a pointer to themselves,
+ * so that it may be called for any stream. pass counts one more fallible call of a faulty device,
+ * and fails it if its turn has come. */
+pllm_device *pllm_faulty_device_inner(pllm_device *device);
+pllm_stream *pllm_faulty_stream_inner(pllm_stream *stream);
+int pllm_faulty_device_pass(pllm_device *device, const char *what);
+
 static inline void pllm_device_close(pllm_device *device)
 {
     if (device) device->ops->close(device);

@@ -14,8 +14,8 @@
 #include "device/device.h"
 
 typedef struct faulty_stream {
-    pllm_stream *inner;
-    int status; /* sticky until a sync reports it */
+    pllm_stream *inner; /* first: see pllm_faulty_stream_inner */
+    int status;         /* sticky until a sync reports it */
 } faulty_stream;
 
 typedef struct faulty_event {
@@ -352,6 +352,23 @@ static const pllm_device_ops faulty_ops = {
     .fill = faulty_fill,
     .now_ns = faulty_now_ns,
 };
+
+/* ---- calls beside the table ---- */
+
+pllm_device *pllm_faulty_device_inner(pllm_device *device)
+{
+    return device->ops->close == faulty_close ? faulty_of(device)->inner : NULL;
+}
+
+pllm_stream *pllm_faulty_stream_inner(pllm_stream *stream)
+{
+    return ((faulty_stream *)stream)->inner;
+}
+
+int pllm_faulty_device_pass(pllm_device *device, const char *what)
+{
+    return faulty_hit(faulty_of(device)) ? faulty_fail(what) : PLLM_OK;
+}
 
 int pllm_device_open_faulty(const pllm_context *context, pllm_device *inner,
                             const pllm_faulty_device_options *options, pllm_device **device_out)

@@ -1,0 +1,363 @@
+/* cuda_memory.c - reservations, chunks and their mappings, and pinned host memory, on CUDA.
+ *
+ *   reservation   cuMemAddressReserve                [ none | chunk A | none | chunk B ... ]
+ *   chunk         cuMemCreate: a handle that is kept; mapping and unmapping it costs no allocation
+ *   host memory   mmap + huge pages + touched by many threads + cuMemHostRegister
+ *
+ * New chunks must read as zeros, and the driver does not promise that: a chunk is *fresh* until it
+ * has been zeroed, which its first mapping does, through a stream of the device's own, before map
+ * returns. Kept chunks pay nothing.
+ *
+ * The lock is held for the bookkeeping only, not over driver calls: map takes its granules first
+ * and gives them back if the driver refuses. Registering what has been touched as huge pages pins a
+ * GiB in 18 ms, where cuMemHostAlloc takes 330. */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/threads.h"
+#include "device/arena.h"
+#include "device/cuda_internal.h"
+
+#define TOUCH_BYTES ((uint64_t)2 << 20) /* one task of touching: a huge page */
+#define TEAM_BYTES ((uint64_t)64 << 20) /* from here on threads pay */
+#define TEAM_MAX 16u
+
+typedef struct cuda_chunk {
+    uint64_t bytes;
+    unsigned long long memory; /* the driver's handle */
+    uint32_t map_count;        /* under the device's lock */
+    uint32_t imported, fresh;
+} cuda_chunk;
+
+cuda_allocation cuda_allocation_of(const cuda_device *cuda)
+{
+    return (cuda_allocation){
+        .type = CUDA_ALLOCATION_PINNED,
+        .handle_types = atomic_load(&cuda->exportable) ? CUDA_HANDLE_FILE : 0,
+        .location = {CUDA_LOCATION_DEVICE, cuda->ordinal},
+    };
+}
+
+int cuda_reserve(pllm_device *device, uint64_t bytes, pllm_va *va_out)
+{
+    cuda_device *cuda = cuda_of(device);
+    *va_out = 0;
+    int status = pllm_ranges_check_bytes(&cuda->ranges, bytes, "a reservation");
+    if (status == PLLM_OK) status = cuda_enter(cuda);
+    if (status < 0) return status;
+    uint64_t va, *mapped = pllm_ranges_bitmap(&cuda->ranges, bytes);
+    if (!mapped) return PLLM_ENOMEM;
+    status = CUDA_DO(cuda, address_reserve, &va, bytes, 0, 0, 0);
+    if (status == PLLM_ENODEVMEM)
+        status = pllm_fail(PLLM_ENOMEM, CUDA_OUT_OF_MEMORY,
+                           "could not reserve %llu bytes of the GPU's address space",
+                           (unsigned long long)bytes);
+    if (status < 0) goto fail_mapped;
+    pthread_mutex_lock(&cuda->lock);
+    status = pllm_ranges_add(&cuda->ranges, va, bytes, mapped);
+    pthread_mutex_unlock(&cuda->lock);
+    if (status < 0) goto fail_va;
+    *va_out = va;
+    return PLLM_OK;
+fail_va:
+    CUDA_NOTE(cuda, address_free, va, bytes);
+fail_mapped:
+    pllm_free(cuda->base.context, mapped);
+    return status;
+}
+
+void cuda_release(pllm_device *device, pllm_va va, uint64_t bytes)
+{
+    cuda_device *cuda = cuda_of(device);
+    pthread_mutex_lock(&cuda->lock);
+    uint64_t *mapped = pllm_ranges_remove(&cuda->ranges, va, bytes);
+    pthread_mutex_unlock(&cuda->lock);
+    pllm_free(device->context, mapped);
+    CUDA_NOTE(cuda, address_free, va, bytes); /* needs no context */
+}
+
+/* ---- chunks ---- */
+
+static int memory_create(cuda_device *cuda, uint64_t bytes, unsigned long long *memory)
+{
+    cuda_allocation allocation = cuda_allocation_of(cuda);
+    int code = cuda->driver.memory_create(memory, bytes, &allocation, 0);
+    if (allocation.handle_types && (code == CUDA_NOT_SUPPORTED || code == CUDA_NOT_PERMITTED)) {
+        /* Some containers forbid what exporting needs. Nothing else depends on it. */
+        allocation.handle_types = 0;
+        code = cuda->driver.memory_create(memory, bytes, &allocation, 0);
+        if (code == CUDA_OK && atomic_exchange(&cuda->exportable, 0))
+            pllm_log(cuda->base.context, PLLM_LOG_INFO,
+                     "%s: memory can't be exported to other processes here", cuda->name);
+    }
+    return cuda_check(cuda, CUDA_CALL_memory_create, code);
+}
+
+int cuda_chunk_create(pllm_device *device, uint64_t bytes, pllm_chunk **chunk_out)
+{
+    cuda_device *cuda = cuda_of(device);
+    *chunk_out = NULL;
+    int status = pllm_ranges_check_bytes(&cuda->ranges, bytes, "a chunk");
+    if (status == PLLM_OK) status = cuda_enter(cuda);
+    if (status < 0) return status;
+    cuda_chunk *chunk = pllm_alloc(device->context, sizeof *chunk);
+    if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
+    pthread_mutex_lock(&cuda->lock);
+    if (bytes > cuda->capacity_bytes - cuda->used_bytes)
+        status = PLLM_ENODEVMEM;
+    else
+        cuda->used_bytes += bytes;
+    pthread_mutex_unlock(&cuda->lock);
+    if (status < 0) goto fail_chunk;
+    status = memory_create(cuda, bytes, &chunk->memory);
+    if (status < 0) goto fail_used;
+    chunk->bytes = bytes;
+    chunk->fresh = 1;
+    *chunk_out = (pllm_chunk *)chunk;
+    return PLLM_OK;
+fail_used:
+    pthread_mutex_lock(&cuda->lock);
+    cuda->used_bytes -= bytes;
+    pthread_mutex_unlock(&cuda->lock);
+fail_chunk:
+    pllm_free(device->context, chunk);
+    return status;
+}
+
+void cuda_chunk_destroy(pllm_device *device, pllm_chunk *handle)
+{
+    cuda_device *cuda = cuda_of(device);
+    cuda_chunk *chunk = (cuda_chunk *)handle;
+    if (!chunk) return;
+    assert(chunk->map_count == 0);
+    CUDA_NOTE(cuda, memory_release, chunk->memory);
+    if (!chunk->imported) {
+        pthread_mutex_lock(&cuda->lock);
+        assert(cuda->used_bytes >= chunk->bytes);
+        cuda->used_bytes -= chunk->bytes;
+        pthread_mutex_unlock(&cuda->lock);
+    }
+    pllm_free(device->context, chunk);
+}
+
+/* ---- mapping ---- */
+
+/* Maps, gives access, and zeroes a fresh chunk; undoes it all on failure. */
+static int driver_map(cuda_device *cuda, pllm_va va, cuda_chunk *chunk)
+{
+    const cuda_access access = {{CUDA_LOCATION_DEVICE, cuda->ordinal}, CUDA_ACCESS_READ_WRITE};
+    int status = CUDA_DO(cuda, memory_map, va, chunk->bytes, 0, chunk->memory, 0);
+    if (status < 0) goto fail;
+    status = CUDA_DO(cuda, memory_access, va, chunk->bytes, &access, 1);
+    if (status == PLLM_OK && chunk->fresh) {
+        status = CUDA_DO(cuda, fill, va, 0, chunk->bytes, cuda->zeroing);
+        if (status == PLLM_OK) status = CUDA_DO(cuda, stream_sync, cuda->zeroing);
+        if (status == PLLM_OK) chunk->fresh = 0;
+    }
+    if (status == PLLM_OK) return PLLM_OK;
+    CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
+fail:
+    /* Page tables take memory too: a full card may refuse even to map. */
+    if (status == PLLM_ENODEVMEM)
+        status = pllm_fail(PLLM_EDEVICE, CUDA_OUT_OF_MEMORY,
+                           "%s has no memory left to map a chunk: others are using it", cuda->name);
+    return status;
+}
+
+int cuda_map(pllm_device *device, pllm_va va, pllm_chunk *handle)
+{
+    cuda_device *cuda = cuda_of(device);
+    cuda_chunk *chunk = (cuda_chunk *)handle;
+    if (!chunk || va % cuda->granularity_bytes)
+        return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
+                         (unsigned long long)va, (unsigned long long)cuda->granularity_bytes);
+    int status = cuda_enter(cuda);
+    if (status < 0) return status;
+    pllm_range *range;
+    pthread_mutex_lock(&cuda->lock);
+    status = pllm_ranges_check_map(&cuda->ranges, va, chunk->bytes, &range);
+    if (status == PLLM_OK) {
+        pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 1);
+        chunk->map_count++;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    if (status < 0) return status;
+    status = driver_map(cuda, va, chunk);
+    if (status == PLLM_OK) return PLLM_OK;
+    pthread_mutex_lock(&cuda->lock);
+    range = pllm_ranges_find(&cuda->ranges, va, chunk->bytes); /* the list may have moved */
+    pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 0);
+    chunk->map_count--;
+    pthread_mutex_unlock(&cuda->lock);
+    return status;
+}
+
+void cuda_unmap(pllm_device *device, pllm_va va, pllm_chunk *handle)
+{
+    cuda_device *cuda = cuda_of(device);
+    cuda_chunk *chunk = (cuda_chunk *)handle;
+    CUDA_NOTE(cuda, context_set_current, cuda->context);
+    CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
+    pthread_mutex_lock(&cuda->lock);
+    pllm_range *range = pllm_ranges_find(&cuda->ranges, va, chunk->bytes);
+    assert(range && pllm_ranges_are(&cuda->ranges, range, va, chunk->bytes, 1));
+    assert(chunk->map_count > 0);
+    pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 0);
+    chunk->map_count--;
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+/* ---- between processes ---- */
+
+/* Maps the chunk at a place of its own and takes it away again: what makes its zeros, and what
+ * shows that an imported one is as large as it was said to be. */
+static int map_once(cuda_device *cuda, cuda_chunk *chunk)
+{
+    uint64_t va;
+    int status = CUDA_DO(cuda, address_reserve, &va, chunk->bytes, 0, 0, 0);
+    if (status < 0) return status;
+    status = driver_map(cuda, va, chunk);
+    if (status == PLLM_OK) CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
+    CUDA_NOTE(cuda, address_free, va, chunk->bytes);
+    return status;
+}
+
+int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, int *fd_out)
+{
+    cuda_device *cuda = cuda_of(device);
+    cuda_chunk *chunk = (cuda_chunk *)handle;
+    *fd_out = -1;
+    int status = cuda_enter(cuda);
+    if (status < 0) return status;
+    if (!atomic_load(&cuda->exportable))
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "%s: memory can't be exported to other processes here", cuda->name);
+    if (chunk->fresh) status = map_once(cuda, chunk);
+    if (status == PLLM_OK)
+        status = CUDA_DO(cuda, memory_export, fd_out, chunk->memory, CUDA_HANDLE_FILE, 0);
+    if (status < 0) *fd_out = -1;
+    return status;
+}
+
+int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+{
+    cuda_device *cuda = cuda_of(device);
+    struct stat info;
+    *chunk_out = NULL;
+    int status = pllm_ranges_check_bytes(&cuda->ranges, bytes, "an imported chunk");
+    if (status == PLLM_OK) status = cuda_enter(cuda);
+    if (status < 0) return status;
+    /* What the driver exports is neither a file nor a pipe; it need not be asked about those. */
+    if (fstat(fd, &info) != 0 || S_ISREG(info.st_mode) || S_ISFIFO(info.st_mode) ||
+        S_ISDIR(info.st_mode) || S_ISSOCK(info.st_mode))
+        return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a CUDA device", fd);
+    cuda_chunk *chunk = pllm_alloc(device->context, sizeof *chunk);
+    if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
+    *chunk = (cuda_chunk){.bytes = bytes, .imported = 1};
+    status = CUDA_DO(cuda, memory_import, &chunk->memory, (void *)(intptr_t)fd, CUDA_HANDLE_FILE);
+    if (status < 0) goto fail_chunk;
+    status = map_once(cuda, chunk);
+    if (status < 0) goto fail_memory;
+    *chunk_out = (pllm_chunk *)chunk;
+    return PLLM_OK;
+fail_memory:
+    CUDA_NOTE(cuda, memory_release, chunk->memory);
+fail_chunk:
+    pllm_free(device->context, chunk);
+    if (atomic_load(&cuda->dead)) return status;
+    return pllm_fail(PLLM_EINVAL, pllm_last_error()->native,
+                     "descriptor %d is no exported chunk of %llu bytes of this GPU", fd,
+                     (unsigned long long)bytes);
+}
+
+/* ---- host memory ---- */
+
+typedef struct touch {
+    pllm_threads *threads;
+    char *memory;
+    uint64_t bytes;
+} touch;
+
+static void touch_pages(void *argument, uint32_t thread_index)
+{
+    touch *work = argument;
+    uint32_t tasks = (uint32_t)((work->bytes + TOUCH_BYTES - 1) / TOUCH_BYTES);
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    (void)thread_index;
+    for (uint32_t task; pllm_threads_next(work->threads, tasks, &task);) {
+        uint64_t first = task * TOUCH_BYTES, end = first + TOUCH_BYTES;
+        if (end > work->bytes) end = work->bytes;
+        for (uint64_t at = first; at < end; at += page) *(volatile char *)(work->memory + at) = 0;
+    }
+}
+
+/* The kernel zeroes a page when it is first touched: with many threads that takes 16 times less,
+ * and pinning then only walks the pages. Only speed is lost where there are no threads. */
+static void touch_all(const pllm_context *context, void *memory, uint64_t bytes)
+{
+    touch work = {.memory = memory, .bytes = bytes};
+    uint32_t count = pllm_threads_available();
+    if (bytes < TEAM_BYTES || count < 2) return;
+    if (count > TEAM_MAX) count = TEAM_MAX;
+    if (pllm_threads_open(context, count, &work.threads) < 0) return;
+    pllm_threads_run(work.threads, touch_pages, &work);
+    pllm_threads_close(work.threads);
+}
+
+static uint64_t page_round(uint64_t bytes)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
+}
+
+int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
+{
+    cuda_device *cuda = cuda_of(device);
+    *pointer_out = NULL;
+    int status = cuda_enter(cuda);
+    if (status == PLLM_OK) status = pllm_arena_host_alloc(bytes, pointer_out);
+    if (status < 0) return status;
+    touch_all(device->context, *pointer_out, bytes);
+    int code = cuda->driver.host_register(*pointer_out, page_round(bytes),
+                                          CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP);
+    if (code == CUDA_OK) return PLLM_OK;
+    if (cuda_error_sticks(code)) {
+        status = cuda_check(cuda, CUDA_CALL_host_register, code);
+        pllm_arena_host_free(*pointer_out, bytes);
+        *pointer_out = NULL;
+        return status;
+    }
+    char text[256];
+    cuda_error_text(&cuda->driver, code, text, sizeof text);
+    atomic_fetch_add(&cuda->unpinned_count, 1);
+    pllm_log(
+        device->context, PLLM_LOG_WARN,
+        "%.1f GiB of host memory could not be pinned (%s): copies to and from it run at a "
+        "fraction of the link's speed and hold up the thread that submits them, and kernels "
+        "can't reach it; use less host memory, or raise the limit of locked memory (ulimit -l)",
+        (double)bytes / (1 << 30), text);
+    return PLLM_OK;
+}
+
+void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes)
+{
+    cuda_device *cuda = cuda_of(device);
+    if (!pointer) return;
+    cuda->driver.context_set_current(cuda->context);
+    int code = cuda->driver.host_unregister(pointer);
+    if (code == CUDA_NOT_REGISTERED || code == CUDA_INVALID_VALUE)
+        atomic_fetch_sub(&cuda->unpinned_count, 1);
+    else
+        cuda_note(cuda, CUDA_CALL_host_unregister, code);
+    pllm_arena_host_free(pointer, bytes);
+}
+
+pllm_va pllm_cuda_host_va(pllm_device *device, const void *pointer)
+{
+    cuda_device *cuda;
+    uint64_t va = 0;
+    if (!pointer || cuda_unwrap(device, NULL, NULL, &cuda) < 0 || cuda_enter(cuda) < 0) return 0;
+    return cuda->driver.host_va(&va, (void *)(uintptr_t)pointer, 0) == CUDA_OK ? va : 0;
+}
