@@ -73,6 +73,8 @@ typedef struct pllm_cuda_grid {
     uint32_t dependent; /* 1: may start before the kernel in front of it has ended; it says when it
                            needs that one's results (griddepcontrol.wait). Where the GPU or driver
                            cannot, it is an ordinary launch. */
+    uint32_t cluster; /* blocks of a cluster along x, at most 8, x being a multiple of it (sm_90 and
+                         later); 0 or 1: none */
 } pllm_cuda_grid;
 /* arguments: one pointer a kernel parameter; read during the call. */
 int pllm_cuda_launch(pllm_device *device, pllm_stream *stream, pllm_cuda_function *function,

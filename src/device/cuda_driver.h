@@ -77,6 +77,7 @@ enum { /* flags and kinds, under the names of what they do */
        CUDA_CAPTURE_RELAXED = 2,
        CUDA_CAPTURE_NONE = 0,
        CUDA_FUNCTION_DYNAMIC_SHARED_MAX = 8,
+       CUDA_LAUNCH_CLUSTER = 4,
        CUDA_LAUNCH_SERIALIZATION = 6, /* programmatic stream serialization */
        CUDA_MAP_UINT8 = 0,
        CUDA_MAP_UINT16 = 1,
@@ -116,6 +117,7 @@ typedef struct cuda_launch_attribute {
     union {
         char bytes[64];
         int32_t flag;
+        uint32_t cluster[3];
     } value;
 } cuda_launch_attribute;
 

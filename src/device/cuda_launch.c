@@ -150,7 +150,14 @@ int pllm_cuda_launch(pllm_device *device, pllm_stream *stream_handle, pllm_cuda_
     if (status == PLLM_OK) status = cuda_enter(cuda);
     if (status < 0) return status;
     cuda_stream *stream = (cuda_stream *)stream_handle;
-    cuda_launch_attribute dependence = {.id = CUDA_LAUNCH_SERIALIZATION, .value.flag = 1};
+    cuda_launch_attribute attributes[2];
+    uint32_t attribute_count = 0;
+    if (grid->dependent && may_depend(cuda, stream))
+        attributes[attribute_count++] =
+            (cuda_launch_attribute){.id = CUDA_LAUNCH_SERIALIZATION, .value.flag = 1};
+    if (grid->cluster > 1)
+        attributes[attribute_count++] = (cuda_launch_attribute){
+            .id = CUDA_LAUNCH_CLUSTER, .value.cluster = {grid->cluster, 1, 1}};
     cuda_launch launch = {
         .grid_x = grid->x,
         .grid_y = grid->y,
@@ -160,8 +167,8 @@ int pllm_cuda_launch(pllm_device *device, pllm_stream *stream_handle, pllm_cuda_
         .block_z = 1,
         .shared_bytes = grid->shared_bytes,
         .stream = stream->handle,
-        .attributes = &dependence,
-        .attribute_count = grid->dependent && may_depend(cuda, stream),
+        .attributes = attributes,
+        .attribute_count = attribute_count,
     };
     status = CUDA_DO(cuda, launch, &launch, function->handle, arguments, NULL);
     if (status == PLLM_ENODEVMEM) /* a kernel's stack or its code, loaded late */

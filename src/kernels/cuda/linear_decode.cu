@@ -1,0 +1,540 @@
+/* linear_decode.cu - products of 1 to 16 rows of x with a matrix read once from memory.
+ *
+ * Idea. The weights are the A operand of the tensor cores (16 rows of W a tile), the rows of x the
+ * columns of B, for any number of rows: a result's bits cannot depend on how many there are. Which
+ * k stands at which place of an operand is free as long as A and B agree, so each lane reads 16
+ * consecutive bytes of a row of W (four lanes: one unit of 64 bytes) straight into its fragment and
+ * finds the matching x in shared memory with one 16-byte load: no shuffles, no staging of W.
+ *
+ *   warp = (tile of 16 rows, slice of k)            a lane: row g = lane / 4 and g + 8, quarter t
+ *   registers   4 units of both rows in flight (128 B a lane, 4 KiB a warp)
+ *   shared      | x: rows x units of the CTA's slices, 64 B each | scales of x | partial sums |
+ * squares |
+ *
+ * k is cut into 8 slices by the format and k alone. Their sums are added in one fixed tree. A
+ * cluster of C CTAs (C = 1, 2, 4, 8) owns C tiles; each CTA holds x for 8 / C slices only and works
+ * on all C tiles, so that x is read and converted 1 / C as often; partial sums travel through
+ * distributed shared memory. C does not change any bit.
+ *
+ * The RMSNorm is folded in: x is multiplied by the norm's weight before rounding, the sum of its
+ * squares is taken beside that slice by slice, and the factor goes to the finished sums.
+ *
+ * Block formats: x is quantised in groups of 32 to 15 bits, a = 128 * high + low; two int8 products
+ * a block give the exact integer sum, which is scaled in f32: as the CPU's integer products do.
+ *
+ * With a programmatic dependence the first units of W are on their way before the kernel before
+ * this one has finished. Bound: bytes of W / memory bandwidth. */
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include "kernels/cuda/linear_arguments.h"
+#include "kernels/dtype.h"
+
+namespace
+{
+
+__device__ __forceinline__ uint4 load_stream(const void *at)
+{
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(at));
+    return v;
+}
+
+__device__ __forceinline__ void wait_for_kernel_before()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* A float in the shared memory of CTA rank of this cluster, at the place that `at` has in ours. */
+__device__ __forceinline__ float load_remote(const float *at, uint32_t rank)
+{
+    float value = 0.0f;
+#if __CUDA_ARCH__ >= 900
+    uint32_t here = (uint32_t)__cvta_generic_to_shared(at), there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+#endif
+    return value;
+}
+
+__device__ __forceinline__ void mma_bf16(float *c, uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_f16(float *c, uint32_t a0, uint32_t a1, uint32_t a2,
+                                        uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_int8(int32_t *c, uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high)
+{
+    __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *(uint32_t *)&both;
+}
+
+/* Saturated: a large value stays a large value. NaN stays NaN. */
+__device__ __forceinline__ uint32_t pack_f16(float low, float high)
+{
+    low = low > 65504.0f ? 65504.0f : low < -65504.0f ? -65504.0f : low;
+    high = high > 65504.0f ? 65504.0f : high < -65504.0f ? -65504.0f : high;
+    __half2 both = __floats2half2_rn(low, high);
+    return *(uint32_t *)&both;
+}
+
+__device__ __forceinline__ float2 unpack_f16(uint32_t both)
+{
+    return __half22float2(*(__half2 *)&both);
+}
+
+/* What differs between formats. A unit is what four lanes read of a row at once, LOADS times 16
+ * bytes each; UNITS of them are one group, in flight together. */
+template <int DTYPE> struct format {
+    static constexpr bool blocks = DTYPE == PLLM_Q8_0 || DTYPE == PLLM_Q4_0 || DTYPE == PLLM_Q4_1;
+    static constexpr int loads = DTYPE == PLLM_F32 ? 2 : 1;
+    static constexpr int units = DECODE_GROUP_UNITS / loads;
+    static constexpr int unit_k = DTYPE == PLLM_Q8_0 ? 64 : blocks ? 128 : 32;
+    static constexpr int unit_bytes = 64 * loads;
+    /* A lane's registers of scales of one row and one group: those of the blocks of unit t. */
+    static constexpr int scale_words = DTYPE == PLLM_Q8_0   ? 1
+                                       : DTYPE == PLLM_Q4_0 ? 2
+                                       : DTYPE == PLLM_Q4_1 ? 4
+                                                            : 0;
+};
+
+template <int DTYPE>
+__device__ __forceinline__ void load_scales(uint32_t *scales, const uint8_t *row, uint32_t group,
+                                            uint32_t t)
+{
+    constexpr int words = format<DTYPE>::scale_words;
+    const uint8_t *at = row + (group * 4 + t) * (words * 4);
+    if constexpr (words == 1) {
+        scales[0] = __ldg((const uint32_t *)at);
+    } else if constexpr (words == 2) {
+        uint2 v = __ldg((const uint2 *)at);
+        scales[0] = v.x, scales[1] = v.y;
+    } else if constexpr (words == 4) {
+        uint4 v = __ldg((const uint4 *)at);
+        scales[0] = v.x, scales[1] = v.y, scales[2] = v.z, scales[3] = v.w;
+    }
+}
+
+/* The order in which eight slices are added. */
+__device__ __forceinline__ float add_slices(const float *p)
+{
+    return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
+}
+
+/* Four neighbouring elements of a block of 32, i = lane % 8 of which, to 15 bits. All lanes of the
+ * warp come here. */
+template <int DTYPE, int COLUMNS>
+__device__ __forceinline__ void quantise(uint8_t *x_row, float *x_scale, float4 v, uint32_t block,
+                                         uint32_t i, uint32_t column, int store)
+{
+    uint32_t most = max(max(__float_as_uint(fabsf(v.x)), __float_as_uint(fabsf(v.y))),
+                        max(__float_as_uint(fabsf(v.z)), __float_as_uint(fabsf(v.w))));
+#pragma unroll
+    for (int bit = 1; bit < 8; bit *= 2) most = max(most, __shfl_xor_sync(~0u, most, bit));
+    float largest = __uint_as_float(most), scale = largest / 16319.0f;
+    float inverse = 16319.0f / largest;
+    if (!(largest >= 0x1p-100f)) scale = inverse = 0.0f;
+    if (most >= 0x7f800000u) scale = __uint_as_float(0x7fc00000u), inverse = 0.0f;
+    float values[4] = {v.x, v.y, v.z, v.w};
+    uint32_t high = 0, low = 0;
+    int32_t sum = 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int32_t a = inverse == 0.0f ? 0 : __float2int_rn(values[j] * inverse);
+        a = min(max(a, -16319), 16319);
+        int32_t h = (a + 64) >> 7;
+        high |= (uint32_t)(h & 255) << (8 * j);
+        low |= (uint32_t)((a - h * 128) & 255) << (8 * j);
+        sum += a;
+    }
+    if (DTYPE == PLLM_Q4_1) {
+#pragma unroll
+        for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(~0u, sum, bit);
+    }
+    if (!store) return;
+    uint8_t *at = x_row + block * 64 + i / 2 * 16 + i % 2 * 4;
+    *(uint32_t *)at = high;
+    *(uint32_t *)(at + 8) = low;
+    if (i != 0) return;
+    /* Q4_0's weights come as 16 * (q - 8). */
+    x_scale[block * COLUMNS * (DTYPE == PLLM_Q4_1 ? 2 : 1) + column] =
+        DTYPE == PLLM_Q4_0 ? scale * 0.0625f : scale;
+    if (DTYPE == PLLM_Q4_1) x_scale[(block * 2 + 1) * COLUMNS + column] = scale * (float)sum;
+}
+
+template <int DTYPE>
+__device__ __forceinline__ void store_plain(uint8_t *x_row, float4 v, uint32_t at)
+{
+    uint32_t byte = at * 2;
+    if (DTYPE == PLLM_F32) /* a lane's two loads are 16 k apart */
+        byte = at / 32 * 64 + at % 16 / 4 * 16 + at % 32 / 16 * 8;
+    uint2 packed = DTYPE == PLLM_F16 ? make_uint2(pack_f16(v.x, v.y), pack_f16(v.z, v.w))
+                                     : make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    *(uint2 *)(x_row + byte) = packed;
+}
+
+/* x of the CTA's slices to shared memory, a warp for each (slice, row), in the same order of sums
+ * whichever CTA and warp does it. */
+template <int DTYPE, int COLUMNS>
+__device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x_scale,
+                          float *squares, uint32_t slice_first, uint32_t slice_count,
+                          uint32_t groups)
+{
+    typedef format<DTYPE> F;
+    constexpr uint32_t group_k = F::units * F::unit_k;
+    constexpr int BATCH = 4;
+    uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    uint32_t k_first = slice_first * groups / DECODE_SLICES * group_k; /* of the CTA */
+    uint32_t k_padded = a.units * F::unit_k;
+    const float *norm = (const float *)a.norm_weight;
+    for (uint32_t task = threadIdx.x / 32; task < slice_count * a.rows; task += warps) {
+        uint32_t slice = slice_first + task % slice_count, row = task / slice_count;
+        uint32_t k_begin = slice * groups / DECODE_SLICES * group_k;
+        uint32_t k_end = min((slice + 1) * groups / DECODE_SLICES * group_k, k_padded);
+        const float *x = (const float *)a.x + row * a.x_stride;
+        uint8_t *x_row = x_shared + row * a.x_row_bytes;
+        float sum = 0.0f;
+        for (uint32_t base = k_begin; base < k_end; base += BATCH * 128) {
+            float4 v[BATCH];
+#pragma unroll
+            for (int j = 0; j < BATCH; j++) {
+                uint32_t i = base + j * 128 + lane * 4;
+                v[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (i < k_end && i < a.k) v[j] = __ldcg((const float4 *)(x + i));
+            }
+#pragma unroll
+            for (int j = 0; j < BATCH; j++) {
+                uint32_t i = base + j * 128 + lane * 4;
+                if (base + j * 128 >= k_end) break;
+                if (norm && i < a.k) {
+                    float4 w = __ldg((const float4 *)(norm + i));
+                    if (i < k_end) {
+                        sum = fmaf(v[j].x, v[j].x, sum);
+                        sum = fmaf(v[j].y, v[j].y, sum);
+                        sum = fmaf(v[j].z, v[j].z, sum);
+                        sum = fmaf(v[j].w, v[j].w, sum);
+                    }
+                    v[j].x *= w.x, v[j].y *= w.y, v[j].z *= w.z, v[j].w *= w.w;
+                }
+                if constexpr (F::blocks)
+                    quantise<DTYPE, COLUMNS>(x_row, x_scale, v[j], (i - k_first) / 32, lane % 8,
+                                             row, i < k_end);
+                else if (i < k_end)
+                    store_plain<DTYPE>(x_row, v[j], i - k_first);
+            }
+        }
+        if (norm) {
+#pragma unroll
+            for (int bit = 16; bit; bit /= 2) sum += __shfl_xor_sync(~0u, sum, bit);
+            if (lane == 0) squares[task % slice_count * DECODE_ROWS + row] = sum;
+        }
+    }
+}
+
+/* One unit of the two rows of a lane, against all columns. */
+template <int DTYPE, int TILES>
+__device__ __forceinline__ void multiply_plain(float (&sum)[TILES][4],
+                                               const uint4 (&w)[2][format<DTYPE>::loads],
+                                               const uint8_t *const (&x)[TILES], uint32_t unit)
+{
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        uint4 b = *(const uint4 *)(x[n] + unit * 64);
+        if constexpr (DTYPE == PLLM_F32) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float4 p = *(const float4 *)&w[0][h], q = *(const float4 *)&w[1][h];
+                mma_bf16(sum[n], pack_bf16(p.x, p.y), pack_bf16(q.x, q.y), pack_bf16(p.z, p.w),
+                         pack_bf16(q.z, q.w), h ? b.z : b.x, h ? b.w : b.y);
+            }
+        } else if constexpr (DTYPE == PLLM_F16) {
+            mma_f16(sum[n], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
+            mma_f16(sum[n], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
+        } else {
+            mma_bf16(sum[n], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
+            mma_bf16(sum[n], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
+        }
+    }
+}
+
+/* scales: those of this lane's group; lane j of four holds what unit j of the group needs. */
+template <int DTYPE, int TILES>
+__device__ __forceinline__ void multiply_blocks(float (&sum)[TILES][4], const uint4 (&w)[2][1],
+                                                const uint8_t *const (&x)[TILES],
+                                                const float *x_scale,
+                                                const uint32_t (&scales)[2][4], uint32_t unit,
+                                                int j)
+{
+    typedef format<DTYPE> F;
+    constexpr int columns = TILES * 8, unit_blocks = F::unit_k / 32;
+    uint32_t lane = threadIdx.x % 32, t = lane % 4;
+    uint32_t unit_scales[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < F::scale_words; i++)
+            unit_scales[h][i] = __shfl_sync(~0u, scales[h][i], (lane & ~3u) | (uint32_t)j);
+    const uint32_t p[4] = {w[0][0].x, w[0][0].y, w[0][0].z, w[0][0].w};
+    const uint32_t q[4] = {w[1][0].x, w[1][0].y, w[1][0].z, w[1][0].w};
+#pragma unroll
+    for (int b = 0; b < unit_blocks; b++) {
+        uint32_t a0, a1, a2, a3, block = unit * unit_blocks + b;
+        if constexpr (DTYPE == PLLM_Q8_0) {
+            a0 = p[2 * b], a1 = q[2 * b], a2 = p[2 * b + 1], a3 = q[2 * b + 1];
+        } else if constexpr (DTYPE == PLLM_Q4_0) {
+            a0 = p[b] << 4 & 0xf0f0f0f0u, a1 = q[b] << 4 & 0xf0f0f0f0u;
+            a2 = p[b] & 0xf0f0f0f0u, a3 = q[b] & 0xf0f0f0f0u;
+        } else {
+            a0 = p[b] & 0x0f0f0f0fu, a1 = q[b] & 0x0f0f0f0fu;
+            a2 = p[b] >> 4 & 0x0f0f0f0fu, a3 = q[b] >> 4 & 0x0f0f0f0fu;
+        }
+        float d[2], m[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if constexpr (DTYPE == PLLM_Q4_1) {
+                float2 both = unpack_f16(unit_scales[h][b]);
+                d[h] = both.x, m[h] = both.y;
+            } else {
+                float2 both = unpack_f16(unit_scales[h][b / 2]);
+                d[h] = b % 2 ? both.y : both.x;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            uint4 xb = *(const uint4 *)(x[n] + block * 64);
+            int32_t high[4], low[4];
+            mma_int8(high, a0, a1, a2, a3, xb.x, xb.y);
+            mma_int8(low, a0, a1, a2, a3, xb.z, xb.w);
+            const float *s =
+                x_scale + block * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1) + n * 8 + t * 2;
+            float2 dx = *(const float2 *)s;
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                float whole = (float)(high[c] * 128 + low[c]);
+                sum[n][c] = fmaf(d[c / 2] * (c % 2 ? dx.y : dx.x), whole, sum[n][c]);
+            }
+            if constexpr (DTYPE == PLLM_Q4_1) {
+                float2 sx = *(const float2 *)(s + columns);
+#pragma unroll
+                for (int c = 0; c < 4; c++)
+                    sum[n][c] = fmaf(m[c / 2], c % 2 ? sx.y : sx.x, sum[n][c]);
+            }
+        }
+    }
+}
+
+template <int DTYPE, int TILES> /* TILES of 8 columns */
+__device__ __forceinline__ void decode(const decode_arguments &a)
+{
+    typedef format<DTYPE> F;
+    constexpr uint32_t columns = TILES * 8;
+    extern __shared__ uint4 shared_memory[];
+
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    uint32_t ctas = 1u << a.cluster_shift, rank = blockIdx.x & (ctas - 1);
+    uint32_t slice_count = DECODE_SLICES >> a.cluster_shift, slice_first = rank * slice_count;
+    uint32_t groups = (a.units + F::units - 1) / F::units;
+    uint32_t tile_local = warp / slice_count;
+    uint32_t slice = slice_first + warp % slice_count;
+    uint32_t group_first = slice * groups / DECODE_SLICES;
+    uint32_t group_end = (slice + 1) * groups / DECODE_SLICES;
+    uint32_t cta_unit = slice_first * groups / DECODE_SLICES * F::units;
+
+    uint8_t *x_shared = (uint8_t *)shared_memory;
+    float *x_scale = (float *)(x_shared + a.rows * a.x_row_bytes);
+    float *partial = x_scale + a.x_blocks * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1);
+    float *squares = partial + a.matrices * 8 * 16 * columns;
+
+    /* The first group of W. */
+    const uint8_t *row[2], *quants[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t n = ((blockIdx.x & ~(ctas - 1)) + tile_local) * 16 + g + h * 8;
+        row[h] = (const uint8_t *)a.matrix[0] + min(n, a.n - 1) * a.row_bytes;
+        quants[h] = row[h] + a.scale_bytes + t * 16;
+    }
+    uint4 w[F::units][2][F::loads];
+    uint32_t scales[2][4];
+    if (group_first < group_end) {
+#pragma unroll
+        for (int j = 0; j < F::units; j++) {
+            uint32_t unit = group_first * F::units + j;
+            if (unit >= a.units) break;
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+#pragma unroll
+                for (int i = 0; i < F::loads; i++)
+                    w[j][h][i] = load_stream(quants[h] + unit * F::unit_bytes + i * 64);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], group_first, t);
+    }
+    let_next_kernel_start();
+    wait_for_kernel_before();
+    convert_x<DTYPE, columns>(a, x_shared, x_scale, squares, slice_first, slice_count, groups);
+    __syncthreads();
+
+    /* Columns past the last row of x repeat it; their results are not used. */
+    const uint8_t *x[TILES];
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+        x[n] = x_shared + min(g + n * 8, a.rows - 1) * a.x_row_bytes + t * 16;
+    for (uint32_t matrix = 0; matrix < a.matrices; matrix++) {
+        float sum[TILES][4] = {};
+        for (uint32_t group = group_first; group < group_end; group++) {
+            /* What is loaded while this group is multiplied: the next one, then the other matrix.
+             */
+            int more = group + 1 < group_end, last = !more && matrix + 1 == a.matrices;
+            uint32_t next = more ? group + 1 : group_first, next_scales[2][4];
+            if (!more && !last) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    row[h] += a.matrix[1] - a.matrix[0];
+                    quants[h] += a.matrix[1] - a.matrix[0];
+                }
+            }
+            if (F::blocks && !last) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) load_scales<DTYPE>(next_scales[h], row[h], next, t);
+            }
+#pragma unroll
+            for (int j = 0; j < F::units; j++) {
+                uint32_t unit = group * F::units + j;
+                if (unit < a.units) {
+                    if constexpr (F::blocks)
+                        multiply_blocks<DTYPE, TILES>(sum, w[j], x, x_scale, scales,
+                                                      unit - cta_unit, j);
+                    else
+                        multiply_plain<DTYPE, TILES>(sum, w[j], x, unit - cta_unit);
+                }
+                unit = next * F::units + j;
+                if (!last && unit < a.units) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++)
+#pragma unroll
+                        for (int i = 0; i < F::loads; i++)
+                            w[j][h][i] = load_stream(quants[h] + unit * F::unit_bytes + i * 64);
+                }
+            }
+            if (F::blocks && !last) {
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+#pragma unroll
+                    for (int i = 0; i < F::scale_words; i++) scales[h][i] = next_scales[h][i];
+            }
+        }
+
+        /* partial: [matrix][tile][slice][column][row of the tile] */
+        float *to = partial + (matrix * 8 + warp) * 16 * columns + t * 32 + g;
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) to[n * 128 + c % 2 * 16 + c / 2 * 8] = sum[n][c];
+    }
+    if (ctas > 1)
+        cluster_arrive(), cluster_wait();
+    else
+        __syncthreads();
+
+    /* CTA rank finishes tile rank. */
+    uint32_t n = blockIdx.x * 16 + threadIdx.x % 16;
+    for (uint32_t column = threadIdx.x / 16; column < a.rows; column += blockDim.x / 16) {
+        float parts[2][8], norm[8];
+        const float *at =
+            partial + rank * slice_count * 16 * columns + column * 16 + threadIdx.x % 16;
+#pragma unroll
+        for (int s = 0; s < DECODE_SLICES; s++) {
+            uint32_t owner = s / slice_count, local = s % slice_count;
+            const float *mine = at + local * 16 * columns;
+            const float *square = squares + local * DECODE_ROWS + column;
+            norm[s] = 0.0f;
+            if (ctas > 1) {
+                parts[0][s] = load_remote(mine, owner);
+                if (a.matrices > 1) parts[1][s] = load_remote(mine + 8 * 16 * columns, owner);
+                if (a.norm_weight) norm[s] = load_remote(square, owner);
+            } else {
+                parts[0][s] = *mine;
+                if (a.matrices > 1) parts[1][s] = mine[8 * 16 * columns];
+                if (a.norm_weight) norm[s] = *square;
+            }
+        }
+        float result = add_slices(parts[0]), factor = 1.0f;
+        if (a.norm_weight) factor = 1.0f / sqrtf(add_slices(norm) / (float)a.k + a.epsilon);
+        result *= factor;
+        if (a.matrices > 1) {
+            float up = add_slices(parts[1]) * factor;
+            result = result / (1.0f + expf(-result)) * up;
+        }
+        if (n < a.n) {
+            float *out = (float *)a.out + column * a.out_stride + n;
+            *out = a.epilogue == 1 ? *out + result : result;
+        }
+    }
+    if (ctas > 1) cluster_arrive(), cluster_wait(); /* the others may still be reading ours */
+}
+
+} // namespace
+
+#define DECODE(NAME, DTYPE, CTAS)                                           \
+    extern "C" __global__ void __launch_bounds__(256, CTAS)                 \
+        pllm_decode_##NAME##_8(const __grid_constant__ decode_arguments a)  \
+    {                                                                       \
+        decode<DTYPE, 1>(a);                                                \
+    }                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, CTAS)                 \
+        pllm_decode_##NAME##_16(const __grid_constant__ decode_arguments a) \
+    {                                                                       \
+        decode<DTYPE, 2>(a);                                                \
+    }
+
+DECODE(f32, PLLM_F32, 3)
+DECODE(f16, PLLM_F16, 3)
+DECODE(bf16, PLLM_BF16, 3)
+DECODE(q8_0, PLLM_Q8_0, 2)
+DECODE(q4_0, PLLM_Q4_0, 2)
+DECODE(q4_1, PLLM_Q4_1, 2)

@@ -1,0 +1,35 @@
+/* linear_internal.h - the object behind linear.h, shared by its launches. */
+#ifndef PLLM_KERNELS_CUDA_LINEAR_INTERNAL_H
+#define PLLM_KERNELS_CUDA_LINEAR_INTERNAL_H
+
+#include "device/cuda.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_arguments.h"
+#include "kernels/cuda/linear_blas.h"
+
+enum {
+    LINEAR_EXPAND_BYTES = 32 << 20,  /* of a tile of weights, as bf16 */
+    LINEAR_CONVERT_BYTES = 32 << 20, /* of rows of x, as bf16 or f16 */
+    LINEAR_DTYPES = PLLM_Q4_1 + 1,
+};
+
+struct pllm_cuda_linear {
+    const pllm_context *context;
+    pllm_device *device;
+    pllm_va workspace; /* | cuBLASLt's | tile of weights | rows of x | */
+    pllm_cuda_attributes attributes;
+    pllm_cuda_module *decode_module, *plain_module, *tile_module;
+    pllm_cuda_function *decode[LINEAR_DTYPES][2]; /* for 8 and for 16 columns */
+    pllm_cuda_function *decode_f32, *prefill_f32, *pack, *expand, *convert;
+    pllm_cuda_function *tile_bf16, *tile_f16;
+    pllm_cuda_blas *blas; /* NULL: own kernels */
+    uint32_t cluster;     /* 0: the launch chooses */
+    uint32_t library;     /* 0: own kernels even with blas */
+};
+
+/* EINVAL unless the product makes sense, for decode or for prefill. */
+int linear_check(const pllm_cuda_product *product, int prefill);
+/* Fills what the f32 kernels take. */
+void linear_plain_arguments(plain_arguments *arguments, const pllm_cuda_product *product);
+
+#endif
