@@ -87,7 +87,7 @@ typedef struct pllm_settings {
     const char *record;
     const char *shape, *models;
     uint32_t weights;
-    bool random_weights, suite;
+    bool random_weights, resume, suite;
     bool json, special;
 
     /* from the command line */

@@ -103,6 +103,7 @@ const pllm_option pllm_options[] = {
            "in place of MODEL: a published shape, such as llama-2-7b, with --random-weights"),
     BOOL(random_weights, ON(BENCH), "makes the weights of --shape, for which there is no file"),
     ENUM(weights, ON(BENCH), "bf16|f32|f16|q8_0|q4_0|q4_1", "bf16", "format of random weights"),
+    BOOL(resume, ON(BENCH), "then evicts every KV block and times the next token"),
     BOOL(suite, ON(BENCH), "measures shapes by contexts by batches; writes tables and plots"),
     STRING(models, ON(BENCH), "NAME,NAME,...", "llama-2-7b,llama-2-70b,mixtral-8x7b",
            "shapes of --suite; NAME:FORMAT for other weights than --weights"),

@@ -8,9 +8,9 @@
  *
  * Beside each speed stand the bytes a token reads (weights and KV blocks), the bytes that could not
  * be resident, and those that moved; fewer moved than were missing would mean that something else
- * was measured, and fails. The bound of a step is the longer of
- *     bytes read / the device memory's bandwidth      bytes not resident / the link's bandwidth
- * with both bandwidths measured in the same run (bandwidth.c). */
+ * was measured, and fails. --resume then evicts every block and times one more step. The bound of a
+ * step is the longer of bytes read / the device memory's bandwidth      bytes not resident / the
+ * link's bandwidth with both bandwidths measured in the same run (bandwidth.c). */
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
@@ -31,6 +31,7 @@ static uint64_t warm_steps(uint64_t decode)
 uint64_t bench_tokens_after(const bench_plan *plan)
 {
     uint64_t decode = plan->decode ? plan->decode + warm_steps(plan->decode) : 0;
+    decode += plan->resume ? 1 : 0;
     return plan->prefill > decode ? plan->prefill : decode;
 }
 
@@ -257,41 +258,62 @@ static int time_decode(bench_run *run, const cli_bandwidth *machine)
     return judge(run, machine, &before, &after);
 }
 
-/* Again while that costs little: short prompts are over in milliseconds, and noisy. */
-static int time_prefill(bench_run *run)
+/* The first sequence, cut to `from` tokens, takes count prompt tokens; again while that costs
+ * little, as short prompts are over in milliseconds, and noisy. It then holds all of them. */
+static int time_prompt(bench_run *run, uint64_t from, uint64_t count, double *ms_out,
+                       uint64_t *runs_out)
 {
     enum { RUNS = 5 };
-    bench_result *r = run->result;
     double ms[RUNS], spent = 0;
-    r->prefill_count = run->plan->prefill;
-    while (r->prefill_runs < RUNS && (r->prefill_runs == 0 || spent < 500)) {
+    uint64_t runs = 0;
+    do {
+        int status = pllm_sequence_truncate(run->sequences[0], (uint32_t)from);
         uint64_t started = pllm_clock_ns();
-        int status = prompt(run, 0, r->depth, r->prefill_count, 1);
-        double took = (double)(pllm_clock_ns() - started) * 1e-6;
-        ms[r->prefill_runs++] = took;
-        spent += took;
-        if (status == PLLM_OK)
-            status = pllm_sequence_truncate(run->sequences[0], (uint32_t)r->depth);
+        if (status == PLLM_OK) status = prompt(run, 0, from, count, 1);
         if (status < 0) return status;
-    }
-    qsort(ms, r->prefill_runs, sizeof *ms, by_size);
-    r->prefill_ms = ms[(r->prefill_runs - 1) / 2];
-    r->prefill_tps = 1e3 * (double)r->prefill_count / r->prefill_ms;
+        ms[runs] = (double)(pllm_clock_ns() - started) * 1e-6;
+        spent += ms[runs++];
+    } while (runs < RUNS && spent < 500);
+    qsort(ms, runs, sizeof *ms, by_size);
+    *ms_out = ms[(runs - 1) / 2];
+    *runs_out = runs;
     return PLLM_OK;
+}
+
+static int time_prefill(bench_run *run)
+{
+    bench_result *r = run->result;
+    r->prefill_count = run->plan->prefill;
+    int status = time_prompt(run, r->depth, r->prefill_count, &r->prefill_ms, &r->prefill_runs);
+    if (status < 0) return status;
+    r->prefill_tps = 1e3 * (double)r->prefill_count / r->prefill_ms;
+    return pllm_sequence_truncate(run->sequences[0], (uint32_t)r->depth);
 }
 
 static int time_fill(bench_run *run)
 {
     bench_result *r = run->result;
+    if (r->depth == 0) return PLLM_OK;
+    uint64_t runs;
+    int status = time_prompt(run, 0, r->depth, &r->fill_ms, &runs);
     uint64_t begun = pllm_clock_ns();
-    for (uint32_t i = 0; r->depth && i < r->batch; i++) {
-        int status = prompt(run, i, 0, r->depth, 1);
-        if (status < 0) return status;
-        if (i == 0) r->fill_ms = (double)(pllm_clock_ns() - begun) * 1e-6;
-    }
-    if (r->depth)
-        r->fill_tps = (double)(r->depth * r->batch) * 1e9 / (double)(pllm_clock_ns() - begun);
-    return PLLM_OK;
+    for (uint32_t i = 1; status == PLLM_OK && i < r->batch; i++)
+        status = prompt(run, i, 0, r->depth, 1);
+    double all_ms = r->fill_ms + (double)(pllm_clock_ns() - begun) * 1e-6;
+    r->fill_tps = 1e3 * (double)(r->depth * r->batch) / all_ms;
+    return status;
+}
+
+/* A token after every block has left the device. */
+static int time_resume(bench_run *run)
+{
+    bench_result *r = run->result;
+    uint64_t position = pllm_sequence_length(run->sequences[0]);
+    int status = pllm_engine_evict_all(run->engine);
+    uint64_t started = pllm_clock_ns();
+    if (status == PLLM_OK) status = step(run, position);
+    r->resume_ms = (double)(pllm_clock_ns() - started) * 1e-6;
+    return status;
 }
 
 /* What a GPU does once (code loaded, graphs captured, libraries woken) is not part of a speed. */
@@ -313,6 +335,7 @@ static int run_all(bench_run *run, const cli_bandwidth *machine)
     if (status == PLLM_OK) status = time_fill(run);
     if (status == PLLM_OK && run->plan->prefill) status = time_prefill(run);
     if (status == PLLM_OK && run->plan->decode) status = time_decode(run, machine);
+    if (status == PLLM_OK && run->plan->resume) status = time_resume(run);
     return status;
 }
 
@@ -381,6 +404,7 @@ json_t *bench_result_json(const bench_result *r)
     add_count(o, "host_to_device_bytes_per_token", r->host_per_token);
     add_count(o, "disk_to_device_bytes_per_token", r->disk_per_token);
     add_real(o, "wait_ms_per_token", r->wait_ms_per_token);
+    if (r->resume_ms > 0) add_real(o, "resume_ms", r->resume_ms);
     if (r->bound_ms > 0) {
         add_real(o, "bound_ms", r->bound_ms);
         json_object_set_new(o, "bound_by", json_string(r->bound_by));
@@ -438,6 +462,9 @@ static int print_text(const cli_bandwidth *machine, const bench_result *results,
                r->decode_tps, r->decode_ms_median, 100 * r->of_bound,
                (double)r->read_per_token * 1e-6,
                (double)(r->host_per_token + r->disk_per_token) * 1e-6, r->wait_ms_per_token);
+        if (r->resume_ms > 0)
+            printf("%14s the first token after all blocks were evicted: %.1f ms\n", "",
+                   r->resume_ms);
     }
     return PLLM_OK;
 }
@@ -500,6 +527,7 @@ int command_bench(cli_program *cli)
                        .prefill = settings->prefill,
                        .decode = settings->decode,
                        .seed = settings->seed,
+                       .resume = settings->resume,
                        .depth_max = most_of(&settings->depth)};
     cli_bandwidth machine;
     int status = bench_plan_context(&plan);

@@ -15,6 +15,7 @@ typedef struct bench_result {
     double decode_tps, decode_ms_median, decode_ms_best;
     uint64_t read_per_token, missing_per_token, host_per_token, disk_per_token;
     double wait_ms_per_token;
+    double resume_ms; /* a step after every block was evicted; 0: not asked for */
     /* The least time a step could take, what sets it, and that over the median. 0: not known. */
     double bound_ms, of_bound;
     const char *bound_by;
@@ -25,6 +26,7 @@ typedef struct bench_plan {
     cli_engine_need need;
     uint64_t prefill, decode, seed; /* tokens timed */
     uint64_t depth_max;
+    int resume; /* time a step after every block was evicted */
 } bench_plan;
 
 /* Tokens a context must hold beside depth. */

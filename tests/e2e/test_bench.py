@@ -31,15 +31,17 @@ class Bench(ProgramTest):
         self.assertAlmostEqual(points[1, 64]["read_bytes_per_token"], report["weight_bytes"] + kv, delta=1)
         self.assertAlmostEqual(points[3, 64]["read_bytes_per_token"], report["weight_bytes"] / 3 + kv, delta=1)
 
-    def test_deeper_than_trained_and_over_a_link(self):
-        """smollm2 was trained for 8,192 tokens; a shape takes any. 16 MB/s: KV that misses is the bound."""
+    def test_over_a_link(self):
+        """Over a link of 500 MB/s, KV that misses is the bound, and a token after an eviction waits for all of it."""
         report = json.loads(self.succeed(*SHAPE, "--depth", 640, "--prefill", 0, "--decode", 4, "--json",
                                          "--kv-format", "f16", "--kv-limit", "8MB", "--host-memory", "1GB",
-                                         "--link-bandwidth", "500MB"))
+                                         "--link-bandwidth", "500MB", "--resume"))
         self.assertAlmostEqual(report["link_bytes_per_second"], 500e6, delta=25e6)
         result = report["results"][0]
         self.assertGreater(result["not_resident_bytes_per_token"], 4e6)
         self.assertEqual(result["bound_by"], "link")
+        kv = 640 * 30 * 3 * 64 * 2 * 2 # all of it comes back, less what was staged
+        self.assertGreater(result["resume_ms"], 0.7 * kv / 500e6 * 1e3)
         self.assertAlmostEqual(result["bound_ms"], result["not_resident_bytes_per_token"]
                                / report["link_bytes_per_second"] * 1e3, delta=1e-3)
 
