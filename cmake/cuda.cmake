@@ -5,12 +5,21 @@
 #
 #   PLLM_CUDA                AUTO (where nvcc works), ON or OFF
 #   PLLM_CUDA_ARCHITECTURES  machine code for each NN; NN-virtual is PTX, for GPUs not yet listed
+#   PLLM_CUDA_CACHE          where compiled kernels are kept for other builds (cmake/nvcc.cmake)
 #   PLLM_CUDA_FLAGS          more flags for nvcc, as in -lineinfo or -Xptxas=-v
 # Sets PLLM_CUDA_EFFECTIVE and PLLM_CUDA_SOURCES (for the kernels module).
 set(PLLM_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE PLLM_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(PLLM_CUDA_ARCHITECTURES "80;86;89;90a;100;120;80-virtual" CACHE STRING
   "compute capabilities to make machine code for; NN-virtual: PTX")
+if(DEFINED ENV{XDG_CACHE_HOME})
+  set(cuda_cache $ENV{XDG_CACHE_HOME}/pagedllm/fatbin)
+elseif(DEFINED ENV{HOME})
+  set(cuda_cache $ENV{HOME}/.cache/pagedllm/fatbin)
+else()
+  set(cuda_cache ${CMAKE_SOURCE_DIR}/build/fatbin)
+endif()
+set(PLLM_CUDA_CACHE ${cuda_cache} CACHE PATH "compiled kernels, for other builds")
 set(PLLM_CUDA_FLAGS "" CACHE STRING "more flags for nvcc")
 
 set(cuda_folder ${CMAKE_BINARY_DIR}/cuda)
@@ -63,7 +72,9 @@ if(PLLM_CUDA_EFFECTIVE)
     get_filename_component(name ${kernel} NAME_WE)
     set(fatbin ${cuda_folder}/${name}.fatbin)
     add_custom_command(OUTPUT ${fatbin}
-      COMMAND ${PLLM_NVCC} ${nvcc_flags} -MD -MF ${fatbin}.d -MT ${fatbin} ${kernel} -o ${fatbin}
+      COMMAND ${CMAKE_COMMAND} -DNVCC=${PLLM_NVCC} "-DFLAGS=${nvcc_flags}" -DROOT=${CMAKE_SOURCE_DIR}
+        -DSOURCE=${kernel} -DOUT=${fatbin} -DCACHE=${PLLM_CUDA_CACHE}
+        -P ${CMAKE_SOURCE_DIR}/cmake/nvcc.cmake
       DEPENDS ${kernel} DEPFILE ${fatbin}.d VERBATIM
       COMMENT "nvcc ${name}.cu")
     file(CONFIGURE OUTPUT ${cuda_folder}/${name}.S @ONLY CONTENT [[
