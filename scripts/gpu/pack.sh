@@ -19,6 +19,7 @@ for old in COMMIT run.sh scripts build tests bench; do rm -rf "${to:?}/$old"; do
 mkdir -p "$to/scripts/gpu" "$to/$built/tests" "$to/tests/reference" "$to/bench/results"
 git describe --always --dirty >"$to/COMMIT" 2>/dev/null || echo unknown >"$to/COMMIT"
 cp scripts/gpu/run.sh "$to/scripts/gpu/"
+cp -R bench/gpu bench/model "$to/bench/"
 # As a file of its own: a link would name this tree.
 cat >"$to/run.sh" <<'END'
 #!/usr/bin/env bash

@@ -294,8 +294,13 @@ static int time_fill(bench_run *run)
 {
     bench_result *r = run->result;
     if (r->depth == 0) return PLLM_OK;
-    uint64_t runs;
-    int status = time_prompt(run, 0, r->depth, &r->fill_ms, &runs);
+    uint64_t runs = 1;
+    pllm_engine_stats before = {.struct_bytes = sizeof before}, after = before;
+    int status = pllm_engine_stats_get(run->engine, &before);
+    if (status == PLLM_OK) status = time_prompt(run, 0, r->depth, &r->fill_ms, &runs);
+    if (status == PLLM_OK) status = pllm_engine_stats_get(run->engine, &after);
+    r->fill_in = (after.host_to_device_bytes - before.host_to_device_bytes) / runs;
+    r->fill_out = (after.device_to_host_bytes - before.device_to_host_bytes) / runs;
     uint64_t begun = pllm_clock_ns();
     for (uint32_t i = 1; status == PLLM_OK && i < r->batch; i++)
         status = prompt(run, i, 0, r->depth, 1);
@@ -390,6 +395,8 @@ json_t *bench_result_json(const bench_result *r)
     if (r->depth) {
         add_real(o, "fill_ms", r->fill_ms);
         add_real(o, "fill_tokens_per_second", r->fill_tps);
+        add_count(o, "fill_in_bytes", r->fill_in);
+        add_count(o, "fill_out_bytes", r->fill_out);
     }
     add_count(o, "prefill_tokens", r->prefill_count);
     add_count(o, "prefill_runs", r->prefill_runs);

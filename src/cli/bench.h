@@ -9,6 +9,7 @@ typedef struct bench_result {
     uint64_t depth, batch;
     /* Filling the context: the first sequence's time, and tokens a second over all of them. */
     double fill_ms, fill_tps;
+    uint64_t fill_in, fill_out;           /* bytes that crossed the link for one of them */
     uint64_t prefill_count, prefill_runs; /* prompt tokens timed at depth, on one sequence */
     double prefill_ms, prefill_tps;       /* median of the runs: the time to the first token */
     uint64_t decode_count;                /* steps timed; a step is a token of every sequence */

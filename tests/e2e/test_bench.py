@@ -2,10 +2,12 @@
 """bench of shapes with random weights, and its suite, on the host device."""
 import json
 import os
+import subprocess
+import sys
 import unittest
 import xml.etree.ElementTree
 
-from program import MODEL, ProgramTest
+from program import MODEL, ROOT, ProgramTest
 
 SHAPE = ("bench", "--shape", "smollm2-135m", "--random-weights", "--weights", "q4_0")
 
@@ -96,6 +98,46 @@ class Bench(ProgramTest):
         self.assertEqual(len(plot.findall(f".//{name}circle")), 2)
         self.assertEqual(sorted(os.listdir(folder)), ["decode-smollm2-135m-q4_0.svg", "prefill.svg", "suite.json",
                                                       "suite.md"])
+
+    def test_goals_table(self):
+        """Verdicts of made-up figures: one each that passes, passes its gate only, misses, is not there."""
+        def point(depth, batch=1, **figures):
+            return {"depth": depth, "batch": batch, "bound_ms": 4.0, "decode_ms_median": 4.2, "fill_ms": 100.0,
+                    "fill_tokens_per_second": 40000.0, **figures}
+        machine = {"device_name": "made up", "device_read_bytes_per_second": 4e12, "link_bytes_per_second": 5e10}
+        files = {"llama2": {**machine, "results": [point(2048, decode_tokens_per_second=230.0),
+                                                   point(8192, decode_tokens_per_second=200.0, fill_ms=200.0),
+                                                   point(65536, decode_tokens_per_second=81.0)]},
+                 "limit16": {**machine, "results": [point(8192, decode_tokens_per_second=20.0, fill_ms=301.0)]},
+                 "limit24_int8": {**machine, "results": [point(65536)]},
+                 "cuda_suite": {"steps": [{"name": "test.device", "verdict": "ok"},
+                                          {"name": "memcheck.device", "verdict": "FAILED 1"}]}}
+        for name, content in files.items():
+            self.write(name + ".json", json.dumps(content))
+        self.write("llama3.json", "{ not JSON")
+        output = os.path.join(self.scratch, "cuda.md")
+        table = [sys.executable, os.path.join(ROOT, "bench", "gpu", "table.py"), "--in", self.scratch]
+        result = subprocess.run([*table, "--out", output], capture_output=True, text=True, timeout=60)
+        self.assertEqual((result.returncode, result.stderr), (1, ""))
+        with open(output, encoding="utf-8") as file:
+            self.assertEqual(file.read(), result.stdout)
+        for row in ("| Llama-2-7B bf16, decode at 2K | 230 | tok/s | at least 245 (gate 225) | 250 | 92% | gate only |",
+                    "| the same at 64K | 81 | tok/s | at least 80 | 250 | 32% | pass |",
+                    "| the same, prefill of 8K | 40,000 | tok/s | at least 36,000 |  |  | pass |",
+                    "| First token at 8K under 16GB, later than unlimited | 101 | ms | at most 100 |  |  | MISSED |",
+                    "| the same, KV int8: step / bound | 1.05 | x | at most 1.1 | 1 |  | pass |",
+                    "| Suites of the host device on CUDA: steps that failed | 0 |  | at most 0 |  |  | pass |",
+                    "steps that failed | 1 |  | at most 0 |  |  | MISSED |",
+                    "| Llama-3.1-8B bf16, decode at 64K |  | tok/s | at least 141 |  |  | not measured (llama3) |",
+                    "made up: memory is read at 4,000 GB/s, the link carries 50.0 GB/s"):
+            self.assertIn(row, result.stdout)
+        # Every run's command is one that this program's options allow.
+        listed = subprocess.run([*table, "--list"], capture_output=True, text=True, timeout=60, check=True).stdout
+        for line in listed.splitlines():
+            words = line.split()[3:]
+            if words[:2] == ["pagedllm", "bench"] and "--shape" in words:
+                error = self.run_program(*words[1:], "--device", "nothing").stderr.decode()
+                self.assertIn("nothing", error, line)
 
 
 if __name__ == "__main__":
