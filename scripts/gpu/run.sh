@@ -108,6 +108,34 @@ for name in $programs; do
     program "" "bench.${name#bench_cuda_}" 300 "$name" ${smoke[@]+"${smoke[@]}"}
 done
 
+# The whole program on published shapes with random weights: decode and prefill speed beside the bounds
+# measured in the same run. JSON goes to bench/results/, and from there into the table.
+speed() { # speed NAME LIMIT OPTIONS...
+    local name=$1 limit=$2
+    shift 2
+    # shellcheck disable=SC2016
+    [ ! -x "$build/pagedllm" ] || step "speed.$name" "$limit" "" bash -c \
+        '"${@:3}" >"$1" || exit; cat "$1"; mv "$1" "$2"' speed "$out/speed.part" \
+        "bench/results/cuda_speed_$name.json" \
+        "$build/pagedllm" bench --device cuda --random-weights --json "$@"
+}
+if [ ${#smoke[@]} -gt 0 ]; then
+    speed smoke 120 --shape smollm2-135m --depth 256 --prefill 256 --decode 16
+else
+    speed 7b 300 --shape llama-2-7b --kv-format f16 --depth 2048,8192,32768,65536 --prefill 0 --decode 64
+    speed 7b-batch 300 --shape llama-2-7b --kv-format f16 --depth 512 --batch 16 --prefill 0
+    speed 8b 300 --shape llama-3.1-8b --kv-format f16 --depth 2048,65536 --prefill 0 --resume
+    speed 8b-batch 300 --shape llama-3.1-8b --kv-format f16 --depth 512 --batch 16 --prefill 0
+    speed 7b-24GB-f16 300 --shape llama-2-7b --vram-limit 24GB --kv-format f16 --depth 65536 --prefill 0 --decode 16
+    speed 7b-24GB-int8 300 --shape llama-2-7b --vram-limit 24GB --kv-format int8 --depth 65536 --prefill 0 --decode 16
+    speed 7b-24GB-int4 300 --shape llama-2-7b --vram-limit 24GB --kv-format int4 --depth 65536 --prefill 0 --decode 64
+    speed 7b-24GiB-int4 300 --shape llama-2-7b --vram-limit 24GiB --kv-format int4 --depth 65536 --prefill 0 --decode 64
+    speed 7b-16GB 300 --shape llama-2-7b --vram-limit 16GB --kv-format f16 --depth 8192 --prefill 0 --decode 16
+    speed 7b-8GB 300 --shape llama-2-7b --vram-limit 8GB --kv-format f16 --depth 2048 --prefill 0 --decode 16
+    speed 70b-24GB-q4_0 600 --shape llama-2-70b --weights q4_0 --vram-limit 24GB --kv-format f16 \
+        --depth 2048 --prefill 0 --decode 8
+fi
+
 if $list; then
     for i in ${names[@]+"${!names[@]}"}; do
         printf '%-28s %4ds  %s\n' "${names[i]}" "${limits[i]}" "${lacks[i]:+left out: ${lacks[i]}}"
@@ -136,8 +164,14 @@ json_text() { # as a JSON string
     text=${text//\"/\\\"}
     printf '"%s"' "$(printf '%s' "$text" | tr '\n\t' '; ' | tr -d '\000-\037')"
 }
-words_of() { # the last line of a log that says something
-    grep -av '^[[:space:]]*$' "$1" | tail -n 1 | tr -d '\000-\037' | cut -c 1-88
+words_of() { # the last line of a log that says something; of the program's JSON, its figures
+    local last
+    last=$(grep -av '^[[:space:]]*$' "$1" | tail -n 1)
+    if [ "$last" = "}" ]; then
+        last=$(sed -n 's/.*"\(depth\|prefill\|fill\|decode\)\(_tokens_per_second\)\{0,1\}": \([0-9]*\)\(\.[0-9]\)\{0,1\}.*/\1 \3\4/p
+            s/.*"of_bound": \([0-9]\.[0-9]\{0,2\}\).*/of bound \1;/p' "$1" | tr '\n' ' ')
+    fi
+    printf '%s' "$last" | tr -d '\000-\037' | cut -c 1-160
 }
 printf 'GPU      %s\ncommit   %s\nlogs     %s\n\n' "$gpus" "$commit" "$out"
 verdicts=() seconds=() failed=() left=0

@@ -27,6 +27,22 @@ check=$2
 while [ "${1#/}" = "$1" ] && [ "${1#build}" = "$1" ]; do shift; done
 echo $check && "$@"
 """
+PAGEDLLM = """[ $1 = doctor ] && exit
+[ $1 = bench ] || exit 1
+cat <<END
+{
+  "results": [
+    {
+      "depth": 256,
+      "prefill_tokens": 4,
+      "prefill_tokens_per_second": 40123.4567,
+      "decode_tokens_per_second": 245.678,
+      "of_bound": 0.81771005
+    }
+  ]
+}
+END
+"""
 ALL = """case "$*" in
 --list) printf 'cuda_here\\nbench_cuda_there\\n' ;;
 cuda_here) echo tested ;;
@@ -96,6 +112,13 @@ class GpuScript(unittest.TestCase):
         self.assertTrue(os.path.exists(os.path.join(self.root, "build/gpu/cuda_copy.json")))
         self.assertIn("10 steps: 5 passed, 4 failed, 1 left out", said.splitlines()[-1])
 
+    def test_speed_fails(self):
+        self.program("tools/nvidia-smi", SMI)
+        self.program("build/portable/pagedllm", "echo no device >&2; exit 1")
+        self.run_script("--only", "speed.7b", status=1)
+        step = self.suite("build/gpu/cuda_suite.json")["speed.7b"]
+        self.assertEqual((step["verdict"], step["words"]), ("FAILED 1", "no device"))
+
     def test_part_with_model(self):
         self.program("tools/nvidia-smi", SMI)
         self.program(f"models/{MODEL}", "")
@@ -111,13 +134,18 @@ class GpuScript(unittest.TestCase):
         self.program("tools/nvidia-smi", SMI)
         self.program("tools/compute-sanitizer", SANITIZER)
         self.program("build/portable/tests/all_cuda", ALL)
+        self.program("build/portable/pagedllm", PAGEDLLM)
         self.run_script("--smoke")
         steps = self.suite()
         self.assertEqual(set(steps), {"test.here", "memcheck.here", "racecheck.here", "synccheck.here",
-                                      "bench.there"})
+                                      "bench.there", "doctor", "speed.smoke"})
         self.assertEqual({step["verdict"] for step in steps.values()}, {"ok"})
         self.assertEqual(steps["memcheck.here"]["words"], "tested")
         self.assertEqual(steps["bench.there"]["words"], "benched")
+        self.assertEqual(steps["speed.smoke"]["words"],
+                         "depth 256 prefill 40123.4 decode 245.6 of bound 0.81; ")
+        with open(os.path.join(self.root, "build/gpu/cuda_speed_smoke.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["results"][0]["depth"], 256)
 
     def test_too_long(self):
         self.program("tools/nvidia-smi", SMI)
