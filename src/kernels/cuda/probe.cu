@@ -49,3 +49,21 @@ extern "C" __global__ void pllm_probe_spin(uint64_t cycles)
     while ((uint64_t)(clock64() - start) < cycles) {
     }
 }
+
+/* Reads `count` pieces of 16 bytes once, many in flight: what the memory can give. sink is written
+ * only where a sum happens to be `sink_value`, so that the reads are kept. */
+extern "C" __global__ void __launch_bounds__(512)
+    pllm_probe_read(const uint4 *from, uint64_t count, uint32_t *sink, uint32_t sink_value)
+{
+    uint64_t stride = (uint64_t)gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t sum = 0;
+    for (; i + 7 * stride < count; i += 8 * stride) {
+        uint4 x[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) x[j] = __ldcs(from + i + j * stride);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum ^= x[j].x ^ x[j].y ^ x[j].z ^ x[j].w;
+    }
+    for (; i < count; i += stride) sum ^= from[i].x;
+    if (sum == sink_value) *sink = sum;
+}
