@@ -5,7 +5,9 @@
 #include "base/context.h"
 #include "base/threads.h"
 #include "cli/cli.h"
+#include "device/cuda.h"
 #include "engine/parts.h"
+#include "kernels/cuda/fatbin.h"
 
 enum { PROBE_BYTES = 64 << 20, RUNS = 5 };
 
@@ -102,16 +104,16 @@ static void probe_close(probe *p)
     if (p->host) ops->host_free(p->device, p->host, p->bytes);
 }
 
-static int probe_open(probe *p)
+static int probe_open(probe *p, int with_host)
 {
     const pllm_device_ops *ops = p->device->ops;
-    int status = ops->host_alloc(p->device, p->bytes, &p->host);
+    int status = with_host ? ops->host_alloc(p->device, p->bytes, &p->host) : PLLM_OK;
     if (status == PLLM_OK) status = ops->reserve(p->device, p->bytes, &p->va);
     if (status == PLLM_OK) status = ops->chunk_create(p->device, p->bytes, &p->chunk);
     if (status == PLLM_OK) status = ops->map(p->device, p->va, p->chunk);
     p->mapped = status == PLLM_OK;
     if (status == PLLM_OK) status = ops->stream_open(p->device, &p->stream);
-    if (status == PLLM_OK) memset(p->host, 1, p->bytes);
+    if (status == PLLM_OK && p->host) memset(p->host, 1, p->bytes);
     return status;
 }
 
@@ -130,7 +132,7 @@ static int measure_link(pllm_device *device, double *bytes_per_second_out)
 {
     enum { FIRST = 1 << 20, LONG_NS = 10000000 };
     probe p = {.device = device, .bytes = PROBE_BYTES};
-    int status = probe_open(&p);
+    int status = probe_open(&p, 1);
     uint64_t bytes = FIRST, ns = 0;
     while (status == PLLM_OK && bytes < PROBE_BYTES) {
         status = time_copy(&p, bytes, &ns);
@@ -144,6 +146,52 @@ static int measure_link(pllm_device *device, double *bytes_per_second_out)
     }
     probe_close(&p);
     return status;
+}
+
+/* ---- a GPU's own memory --------------------------------------------------------------------- */
+
+static int time_reads(probe *p, pllm_cuda_function *function, uint32_t grid_x, uint64_t *ns_out)
+{
+    enum { LAUNCHES = 16 }; /* the first ones hide what submitting costs */
+    uint64_t pieces = p->bytes / 16;
+    void *parameters[] = {&p->va, &pieces, &p->va};
+    pllm_cuda_grid grid = {.x = grid_x, .y = 1, .z = 1, .threads = 512};
+    int status = PLLM_OK;
+    uint64_t started = pllm_clock_ns();
+    for (int i = 0; status == PLLM_OK && i < LAUNCHES; i++)
+        status = pllm_cuda_launch(p->device, p->stream, function, &grid, parameters);
+    int synced = p->device->ops->stream_sync(p->device, p->stream);
+    *ns_out = (pllm_clock_ns() - started) / LAUNCHES;
+    return status < 0 ? status : synced;
+}
+
+/* More than its cache holds, by a kernel that only reads; the best of a few grids. Leaves 0 where
+ * this build has no kernels. */
+static int measure_cuda_read(pllm_device *device, double *bytes_per_second_out)
+{
+    const pllm_fatbin *fatbin = pllm_fatbin_find("linear_plain");
+    if (!fatbin) return PLLM_OK;
+    pllm_cuda_attributes attributes = {.struct_bytes = sizeof attributes};
+    probe p = {.device = device, .bytes = 512 << 20};
+    pllm_cuda_module *module = NULL;
+    pllm_cuda_function *function;
+    int status = pllm_cuda_attributes_get(device, &attributes);
+    if (status == PLLM_OK) status = probe_open(&p, 0);
+    if (status == PLLM_OK)
+        status = pllm_cuda_module_open(device, fatbin->data, fatbin->bytes, &module);
+    if (status == PLLM_OK)
+        status = pllm_cuda_function_get(module, "pllm_linear_read", 0, &function);
+    for (uint32_t ctas = 2; status == PLLM_OK && ctas <= 16; ctas *= 2) {
+        uint64_t ns;
+        for (int run = 0; status == PLLM_OK && run < 3; run++) {
+            status = time_reads(&p, function, attributes.sm_count * ctas, &ns);
+            double rate = (double)p.bytes * 1e9 / (double)ns;
+            if (status == PLLM_OK && rate > *bytes_per_second_out) *bytes_per_second_out = rate;
+        }
+    }
+    pllm_cuda_module_close(module);
+    probe_close(&p);
+    return status == PLLM_ENODEVMEM ? PLLM_OK : status; /* a full card has no room to try */
 }
 
 int cli_measure_bandwidth(cli_program *cli, cli_bandwidth *bandwidth_out)
@@ -168,6 +216,8 @@ int cli_measure_bandwidth(cli_program *cli, cli_bandwidth *bandwidth_out)
         bandwidth_out->link_bytes_per_second = 0;
         status = measure_link(device, &bandwidth_out->link_bytes_per_second);
     }
+    if (status == PLLM_OK && pllm_cuda_is(device))
+        status = measure_cuda_read(device, &bandwidth_out->read_bytes_per_second);
     pllm_device_close(device);
     return status;
 }
