@@ -1,6 +1,7 @@
 # One program of all that runs on a GPU, build/portable/tests/all_cuda: each test and benchmark carries
 # the whole library with its kernels, some ten megabytes, and together they must travel to a machine
-# with a GPU (scripts/gpu/pack.sh). `all_cuda --list` names them; `all_cuda NAME arguments` runs one.
+# with a GPU (scripts/gpu/pack.sh). `all_cuda --list` names them; `all_cuda NAME arguments` runs one, and
+# so does starting it as NAME (by a link, or a test that starts /proc/self/exe with its own argv[0]).
 #
 # pllm_all_cuda(NAME...): targets of executables, which are then no longer built by default. Each one's
 # objects become one object in which main has a name of its own and nothing else is visible.
@@ -36,8 +37,10 @@ static const struct program {
 int main(int argc, char **argv)
 {
     const size_t count = sizeof programs / sizeof programs[0];
-    const char *name = argc > 1 ? argv[1] : "";
+    const char *name = argc > 1 ? argv[1] : "", *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    const char *own = slash ? slash + 1 : argc > 0 ? argv[0] : "";
     for (size_t i = 0; i < count; i++) {
+        if (strcmp(own, programs[i].name) == 0) return programs[i].main(argc, argv);
         if (strcmp(name, programs[i].name) == 0) return programs[i].main(argc - 1, argv + 1);
         if (strcmp(name, "--list") == 0) puts(programs[i].name);
     }

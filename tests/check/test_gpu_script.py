@@ -119,6 +119,12 @@ class GpuScript(unittest.TestCase):
         step = self.suite("build/gpu/cuda_suite.json")["speed.7b"]
         self.assertEqual((step["verdict"], step["words"]), ("FAILED 1", "no device"))
 
+    def test_all_skipped(self):
+        self.program("tools/nvidia-smi", SMI)
+        self.program("build/portable/tests/cuda_skips", "echo '[  PASSED  ] 0 test(s).'")
+        self.run_script("--only", "test.skips", status=1)
+        self.assertEqual(self.suite("build/gpu/cuda_suite.json")["test.skips"]["verdict"], "RAN NONE")
+
     def test_part_with_model(self):
         self.program("tools/nvidia-smi", SMI)
         self.program(f"models/{MODEL}", "")

@@ -407,7 +407,8 @@ static void another_process_sees_an_exported_chunk(void **state)
     snprintf(fd_text, sizeof fd_text, "%d", fd);
     snprintf(bytes_text, sizeof bytes_text, "%llu", (unsigned long long)r->bytes);
     char import[] = "--import", seed_text[] = "9";
-    char *arguments[] = {own, import, fd_text, bytes_text, seed_text, NULL};
+    char self[] = "cuda_device"; /* which one it is, where all tests are one program */
+    char *arguments[] = {self, import, fd_text, bytes_text, seed_text, NULL};
     assert_int_equal(posix_spawn(&child, own, NULL, NULL, arguments, environ), 0);
     assert_int_equal(waitpid(child, &result, 0), child);
     assert_true(WIFEXITED(result));
