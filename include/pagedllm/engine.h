@@ -35,8 +35,8 @@ typedef struct pllm_engine_options {
     uint64_t nvme_size_bytes;      /* 0: no spill file; PLLM_UNLIMITED: what the context needs */
     const char *policy;            /* "static" (NULL), "lru", "2q" */
     const char *prefetch_strategy; /* "sequential" (NULL), "none" */
-    const char *kv_format;         /* NULL or "auto": f32 for F32 and BF16 checkpoints, else f16;
-                                      or "f32", "f16", "bf16", "int8", "int4" */
+    const char *kv_format;         /* NULL or "auto": f32 for F32 checkpoints and, on the host, for
+                                      BF16 ones, else f16; or "f32", "f16", "bf16", "int8", "int4" */
     const char *compute;   /* "auto" (NULL): quantised weights meet 15-bit activations; "f32";
                               "bf16" */
     const char *disk_io;   /* "auto" (NULL), "uring", "pread" */
@@ -94,6 +94,9 @@ typedef struct pllm_engine_stats {
     uint64_t prompt_tokens, generated_tokens, prefill_ns, decode_ns, steps;
     uint64_t lost_pages;
     const char *disk_io, *disk_note; /* "" without a disk */
+    /* On a GPU: bytes that came over the link for one use, besides pages that moved; and how many
+     * bytes of weights stay on the device. */
+    uint64_t weight_stream_bytes, kv_stream_bytes, weight_resident_bytes;
 } pllm_engine_stats;
 PLLM_API int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_out);
 

@@ -145,13 +145,6 @@ static int check(const pllm_settings *settings)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "--page-size is the size of weight pages, which come with the next "
                          "release: leave it out (KV blocks are 32 tokens)");
-    if (strncmp(settings->device, "cuda", 4) == 0)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "--device %s: this build is host-only, the CUDA device comes with a later "
-                         "release: use --device host",
-                         settings->device);
-    if (strcmp(settings->device, "host") != 0)
-        return pllm_fail(PLLM_EINVAL, 0, "--device '%s' is unknown: use host", settings->device);
     if (settings->vram_limit == 0 || settings->kv_limit == 0)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--%s 0 leaves nothing to work in: give a size such as 24GB, or unlimited",

@@ -11,6 +11,8 @@
 #include <string.h>
 #include "base/hash.h"
 #include "base/size.h"
+#include "device/cuda.h"
+#include "device/open.h"
 #include "engine/engine_internal.h"
 #include "engine/parts.h"
 #include "pager/replay.h"
@@ -67,20 +69,12 @@ static uint64_t chunk_for(const pllm_engine_options *options)
 int pllm_engine_open_device(const pllm_context *context, const pllm_engine_options *o,
                             pllm_device **device_out)
 {
-    const char *name = o->device ? o->device : "host";
-    *device_out = NULL;
-    if (strncmp(name, "cuda", 4) == 0)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "this build has no CUDA device: use --device host (pagedllm doctor lists "
-                         "what is there)");
-    if (strcmp(name, "host") != 0)
-        return pllm_fail(PLLM_EINVAL, 0, "device '%s' is unknown: use host", name);
     pllm_host_device_options host = {.struct_bytes = sizeof host,
                                      .granularity_bytes = o->granularity_bytes,
                                      .chunk_bytes = chunk_for(o),
                                      .link_bytes_per_second = o->link_bytes_per_second,
                                      .link_latency_ns = o->link_latency_ns};
-    return pllm_device_open_host(context, &host, device_out);
+    return pllm_device_open_name(context, o->device, &host, device_out);
 }
 
 /* inverse_frequency[i] = base^(-2i/dims), stretched as the rope kind says. llama3: Llama 3.1's rule
@@ -118,7 +112,9 @@ static int choose_formats(pllm_engine *engine, pllm_dtype *kv_out)
     if (compute < 0) return compute;
     pllm_dtype weights = pllm_model_layer(engine->model, 0)->q.dtype;
     *kv_out = kv_types[kv];
-    if (kv == 0 && (weights == PLLM_F32 || weights == PLLM_BF16)) *kv_out = PLLM_F32;
+    /* A GPU's attention is at home in 16 bits; the host's reads f32 as fast as it computes. */
+    int on_host = !pllm_cuda_is(engine->device);
+    if (kv == 0 && (weights == PLLM_F32 || (weights == PLLM_BF16 && on_host))) *kv_out = PLLM_F32;
     engine->compute =
         (pllm_compute[]){PLLM_COMPUTE_AUTO, PLLM_COMPUTE_F32, PLLM_COMPUTE_BF16}[compute];
     return PLLM_OK;
@@ -175,7 +171,10 @@ static int open_memory(pllm_engine *engine)
                             "for the open blocks and one chunk of sealed ones");
 
     uint64_t limit = o->vram_limit_bytes;
-    if (limit != PLLM_UNLIMITED) limit -= needs.outside_bytes;
+    if (limit != PLLM_UNLIMITED)
+        limit -= needs.outside_bytes;
+    else if (needs.budget_max_bytes)
+        limit = needs.budget_max_bytes;
     status = pllm_budget_open(engine->context, limit, &engine->budget);
     if (status < 0) return status;
     status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
@@ -184,7 +183,7 @@ static int open_memory(pllm_engine *engine)
     status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
                                  open_bytes, &engine->open_space);
     if (status < 0) return status;
-    uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count;
+    uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count + needs.extra_pages;
     uint64_t frame_limit = o->kv_limit_bytes == PLLM_UNLIMITED
                                ? PLLM_UNLIMITED
                                : o->kv_limit_bytes - pllm_workspace_bytes(engine->open_space);
@@ -211,7 +210,7 @@ static int open_memory(pllm_engine *engine)
         .struct_bytes = sizeof pager_options,
         .page_max = (uint32_t)page_max,
         .policy = policy,
-        .prefetch = prefetch,
+        .prefetch = engine->executor->brings_blocks ? PLLM_PREFETCH_NONE : prefetch,
         .record_max = o->record_max,
         .fingerprint = pllm_model_fingerprint(engine->model),
         .format = cache->shape.sealed,
@@ -251,10 +250,12 @@ static int open_all(pllm_engine *engine, const char *path)
     int status = open_model(engine, path);
     if (status < 0) return status;
     engine->shape = *pllm_model_shape_of(engine->model);
+    const pllm_engine_options *o = &engine->options;
+    if (!engine->device) status = pllm_engine_open_device(engine->context, o, &engine->device);
+    if (status < 0) return status;
     pllm_dtype kv;
     status = choose_formats(engine, &kv);
     if (status < 0) return status;
-    const pllm_engine_options *o = &engine->options;
     uint32_t context_max = engine->shape.context_max;
     if (o->context_max && o->context_max < context_max) context_max = o->context_max;
     engine->context_max = context_max;
@@ -285,9 +286,7 @@ static int open_all(pllm_engine *engine, const char *path)
                                 engine->shape.layer_count, o->sequence_max, context_max, NULL);
     if (status < 0) return status;
     engine->chunk_max = (context_max + PLLM_CHUNK_TOKENS - 1) / PLLM_CHUNK_TOKENS;
-    if (!engine->device) status = pllm_engine_open_device(engine->context, o, &engine->device);
-    if (status < 0) return status;
-    engine->executor = &pllm_host_executor;
+    engine->executor = pllm_cuda_is(engine->device) ? &pllm_cuda_executor : &pllm_host_executor;
     /* Limits first: a refusal should not wait for the weights. */
     status = open_memory(engine);
     if (status < 0) return status;
@@ -431,6 +430,7 @@ int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_ou
         .disk_io = pager.tiers.disk_name,
         .disk_note = pager.tiers.disk_note,
     };
+    if (engine->executor->stats) engine->executor->stats(engine, stats_out);
     return PLLM_OK;
 }
 
@@ -486,11 +486,11 @@ void pllm_sequence_close(pllm_sequence *sequence)
 {
     if (!sequence) return;
     pllm_engine *engine = sequence->engine;
+    if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
     pllm_sequence **at = &engine->sequences;
     while (*at != sequence) at = &(*at)->next;
     *at = sequence->next;
     engine->sequence_count--;
-    if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
     pllm_kv_sequence_close(&engine->cache, sequence);
 }
 

@@ -12,14 +12,17 @@
 #include <pagedllm/engine.h>
 
 typedef struct pllm_executor_needs {
-    uint64_t workspace_bytes; /* one mapped block, engine->workspace */
-    uint64_t weight_bytes;    /* the least it charges to the budget for weights */
-    uint64_t outside_bytes;   /* device bytes that no budget sees: a context, code, libraries */
-    uint32_t least_frames;    /* of sealed blocks, without which a pass cannot run */
+    uint64_t workspace_bytes;  /* one mapped block, engine->workspace */
+    uint64_t weight_bytes;     /* the least it charges to the budget for weights */
+    uint64_t outside_bytes;    /* device bytes that no budget sees: a context, code, libraries */
+    uint64_t budget_max_bytes; /* an unlimited engine takes no more than this; 0: any */
+    uint32_t least_frames;     /* of sealed blocks, without which a pass cannot run */
+    uint32_t extra_pages;      /* of the pager, besides the blocks of all sequences */
 } pllm_executor_needs;
 
 typedef struct pllm_executor {
     const char *name;
+    int brings_blocks; /* it decides itself which blocks come when: the pager prefetches nothing */
     /* Sets row_max, tile_rows and stage_max of the engine, and says what it needs. Limits and
      * shape are known, the device is open. */
     int (*plan)(pllm_engine *engine, pllm_executor_needs *needs_out);
@@ -34,6 +37,8 @@ typedef struct pllm_executor {
     void (*let_go)(pllm_engine *engine, pllm_sequence *sequence);
     /* Fills weight_bytes, compute and kernels. */
     void (*info)(const pllm_engine *engine, pllm_engine_info *info);
+    /* Fills what it alone counts; NULL: nothing. */
+    void (*stats)(const pllm_engine *engine, pllm_engine_stats *stats);
 } pllm_executor;
 
 extern const pllm_executor pllm_host_executor;

@@ -156,6 +156,7 @@ static int announce(pllm_engine *engine)
     pllm_pass *pass = &engine->pass;
     uint64_t signature = 0;
     uint32_t count = 0;
+    if (engine->executor->brings_blocks) return PLLM_OK;
     for (uint32_t i = 0; i < pass->item_count; i++) {
         const pllm_sequence *sequence = pass->items[i].sequence;
         signature = pllm_hash64(sequence->groups, sequence->group_count * sizeof *sequence->groups,

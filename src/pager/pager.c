@@ -226,6 +226,24 @@ void pllm_pager_seal(pllm_pager *pager, pllm_page page)
     pllm_pager_list_add(pager, &pager->unwritten, page);
 }
 
+pllm_va pllm_pager_frame_base(const pllm_pager *pager)
+{
+    return pllm_tiers_frame_va(pager->tiers, 0);
+}
+
+uint32_t pllm_pager_page_frame(const pllm_pager *pager, pllm_page page)
+{
+    return page < pager->page_max ? pager->frame[page] : PLLM_NONE;
+}
+
+const void *pllm_pager_host_copy(const pllm_pager *pager, pllm_page page)
+{
+    if (page >= pager->page_max || pager->home[page] == PLLM_NONE) return NULL;
+    uint32_t kind = PAGE_HOST | PAGE_CONTENT | PAGE_SEALED | PAGE_DIRTY | PAGE_WRITING | PAGE_LOST;
+    if ((pager->flags[page] & kind) != (PAGE_HOST | PAGE_CONTENT | PAGE_SEALED)) return NULL;
+    return pllm_tiers_host_slot(pager->tiers, pager->home[page]);
+}
+
 int pllm_pager_is_resident(const pllm_pager *pager, pllm_page page)
 {
     return page < pager->page_max && page_is_resident(pager, page);

@@ -73,6 +73,14 @@ int pllm_pager_try_pin(pllm_pager *pager, const pllm_page *pages, uint32_t page_
                        void **views);
 void pllm_pager_unpin(pllm_pager *pager, const pllm_page *pages, uint32_t page_count);
 pllm_va pllm_pager_page_va(const pllm_pager *pager, pllm_page page); /* while pinned */
+/* For callers whose kernels find pages by frame: frame f is at frame_base + f * page bytes. The
+ * frame of a page holds while it is pinned; PLLM_NONE if it has none. */
+pllm_va pllm_pager_frame_base(const pllm_pager *pager);
+uint32_t pllm_pager_page_frame(const pllm_pager *pager, pllm_page page);
+/* For callers that bring pages to places of their own: the page's content in host memory, which
+ * stays there and unchanged until the page is freed. NULL: it has no such copy now (resident only,
+ * still being written, on disk, or lost). */
+const void *pllm_pager_host_copy(const pllm_pager *pager, pllm_page page);
 
 /* No more writes: the page may be written behind and shared. */
 void pllm_pager_seal(pllm_pager *pager, pllm_page page);

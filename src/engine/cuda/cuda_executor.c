@@ -1,0 +1,361 @@
+/* cuda_executor.c - the CUDA executor's life: what it needs of the device, opening and closing.
+ *
+ * Device bytes under a limit:
+ *
+ *   | context, code, libraries | workspace | open blocks | embeddings | layers (+ ring) | KV frames
+ * | measured when opening      fixed                                  chosen here       the rest
+ *
+ * Weights stay whole where the KV cache is left an eighth of what remains; where they do not fit,
+ * the KV cache gets what its longest context needs, up to half, and the weights the rest. Either
+ * way a byte that does not fit costs the same: its share of the link, once a step.
+ *
+ * Prompts pass the layers in tiles of PREFILL_TILE rows. Where everything fits a pass is one tile;
+ * otherwise a pass takes as many rows as an eighth of the device holds of the residual stream. */
+#include <math.h>
+#include <string.h>
+#include "engine/cuda/cuda_state.h"
+
+enum {
+    OUTSIDE_SLACK = 96 << 20,  /* code that libraries load when first called */
+    OUTSIDE_GUESS = 640 << 20, /* where nothing measures it */
+    FREE_SLACK = 256 << 20,    /* of an unlimited engine: left to others */
+    WAVE_ARGS_MAX = 4 << 20,   /* u32 */
+};
+
+typedef struct space { /* a bump pointer over device addresses; base 0 only counts */
+    pllm_va base;
+    uint64_t used;
+} space;
+
+static pllm_va take(space *at, uint64_t bytes)
+{
+    pllm_va va = at->base + at->used;
+    at->used += (bytes + 255) / 256 * 256;
+    return va;
+}
+
+static uint64_t layout(pllm_engine *engine, pllm_va base)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_model_shape *s = &engine->shape;
+    const pllm_kv_cache *cache = &engine->cache;
+    space at = {.base = base};
+    uint64_t rows = engine->row_max, decode = cache->sequence_max, tile = state->tile_rows;
+    uint64_t heads = (uint64_t)s->head_count * s->head_dim, wide = 2ull * s->ffn_width;
+    uint64_t element = state->act == PLLM_F32 ? 4 : 2;
+    uint64_t open_element = cache->shape.open == PLLM_F32 ? 4 : 2;
+    state->x = take(&at, rows * s->width * 4);
+    state->y = take(&at, (uint64_t)LOGIT_ROWS * s->width * 4);
+    state->logits = take(&at, (uint64_t)LOGIT_ROWS * s->vocab_size * 4);
+    state->d_qkv = take(&at, decode * state->qkv_width * 4);
+    state->d_q = take(&at, decode * heads * 4);
+    state->d_attended = take(&at, decode * heads * 4);
+    state->d_gate_up = take(&at, decode * wide * 4);
+    state->d_gate = take(&at, decode * s->ffn_width * 4);
+    state->partials = take(&at, pllm_cuda_attention_partial_bytes(&state->kv, (uint32_t)decode));
+    state->p_normed = take(&at, tile * s->width * element);
+    state->p_qkv = take(&at, tile * state->qkv_width * element);
+    state->p_q = take(&at, tile * heads * open_element);
+    state->p_attended = take(&at, tile * heads * element);
+    state->p_gate_up = take(&at, tile * wide * element);
+    state->p_gate = take(&at, tile * s->ffn_width * element);
+    state->stage = take(&at, state->stage_blocks * state->kv.open_bytes);
+    if (state->quantised) {
+        state->expanded = take(&at, cache->block_max * state->kv.open_bytes);
+        state->identity = take(&at, cache->block_max * 4ull);
+    }
+    state->frequency = take(&at, s->rope.dims / 2 * 4ull);
+    state->tables = take(&at, (uint64_t)s->layer_count * decode * cache->block_max * 4);
+    state->args_va = take(&at, (uint64_t)state->args_max * 4);
+    state->linear_bytes = pllm_cuda_linear_workspace_bytes();
+    state->linear_space = take(&at, state->linear_bytes);
+    return at.used;
+}
+
+static void choose_formats(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_model_shape *s = &engine->shape;
+    const pllm_kv_cache *cache = &engine->cache;
+    int all_f16 = 1, all_f32 = 1;
+    for (uint32_t i = 0; i < s->layer_count; i++) {
+        const pllm_layer_tensors *t = pllm_model_layer(engine->model, i);
+        const pllm_dtype dtypes[] = {t->q.dtype,    t->k.dtype,  t->v.dtype,   t->o.dtype,
+                                     t->gate.dtype, t->up.dtype, t->down.dtype};
+        for (size_t j = 0; j < sizeof dtypes / sizeof dtypes[0]; j++) {
+            all_f16 &= dtypes[j] == PLLM_F16;
+            all_f32 &= dtypes[j] == PLLM_F32;
+        }
+    }
+    state->compute_f32 =
+        engine->compute == PLLM_COMPUTE_F32 || (engine->compute == PLLM_COMPUTE_AUTO && all_f32);
+    state->act = state->compute_f32 ? PLLM_F32 : all_f16 ? PLLM_F16 : PLLM_BF16;
+    state->quantised = cache->shape.sealed != cache->shape.open;
+    state->qkv_width = (s->head_count + 2 * s->kv_head_count) * s->head_dim;
+    state->kv = (pllm_cuda_kv){.shape = cache->shape,
+                               .heads = s->head_count,
+                               .scale = 1.0f / sqrtf((float)s->head_dim),
+                               .frame_bytes = cache->sealed_bytes,
+                               .open_bytes = cache->open_bytes,
+                               .layer_count = s->layer_count,
+                               .chunk_max = engine->chunk_max};
+}
+
+static uint64_t kv_bytes(const pllm_engine *engine) /* of every block there can be */
+{
+    const pllm_kv_cache *cache = &engine->cache;
+    return (uint64_t)cache->group_max * engine->shape.layer_count * cache->sealed_bytes;
+}
+
+/* Rows of a tile and of a pass. available: device bytes for everything the budget sees. */
+static void choose_rows(pllm_engine *engine, uint64_t available)
+{
+    pllm_cuda_state *state = engine->cuda;
+    uint32_t sequences = engine->cache.sequence_max;
+    uint32_t longest = (engine->context_max + 127) / 128 * 128;
+    uint64_t row_bytes = engine->shape.width * sizeof(float);
+    state->tile_rows = longest < PREFILL_TILE ? longest : PREFILL_TILE;
+    for (;;) {
+        engine->tile_rows = state->tile_rows;
+        int fits = state->weights.total_bytes + kv_bytes(engine) + available / 16 <= available;
+        uint64_t rows = available / 8 / row_bytes / 128 * 128;
+        if (rows > longest) rows = longest;
+        if (!fits && rows > engine->tile_rows) engine->tile_rows = (uint32_t)rows;
+        engine->row_max = engine->tile_rows + sequences - 1;
+        state->stage_blocks = state->tile_rows / PLLM_BLOCK_TOKENS + 2 * (sequences + 1);
+        state->segment_max = 2 * sequences + engine->row_max / 64 + 8;
+        uint64_t blocks = engine->cache.block_max;
+        uint64_t waves = sequences * blocks / state->blocks.wave_blocks + sequences + 2;
+        uint64_t wave_args = (engine->shape.layer_count * waves + 1) * (2ull * sequences + 4);
+        if (wave_args > WAVE_ARGS_MAX) wave_args = WAVE_ARGS_MAX;
+        uint64_t pairs = engine->shape.layer_count *
+                         (2ull * (engine->row_max / PLLM_BLOCK_TOKENS + 2 * sequences + 2) +
+                          4ull * (engine->row_max / state->tile_rows + sequences + 2));
+        state->args_max = (uint32_t)(4ull * (sequences + 4) + 4ull * (engine->row_max + 4) +
+                                     8ull * state->segment_max + pairs + wave_args);
+        if (state->tile_rows <= 128 || layout(engine, 0) <= available / 3) break;
+        state->tile_rows = (state->tile_rows / 2 + 127) / 128 * 128;
+    }
+    engine->stage_max = state->stage_blocks;
+}
+
+static int open_kernels(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    int status = pllm_cuda_rows_open(engine->context, engine->device, &state->rows);
+    if (status == PLLM_OK)
+        status = pllm_cuda_attention_open(engine->context, engine->device, &state->attention);
+    if (status == PLLM_OK)
+        status = pllm_cuda_prefill_open(engine->context, engine->device, &state->prefill);
+    return status;
+}
+
+static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
+{
+    const pllm_engine_options *o = &engine->options;
+    pllm_cuda_state *state = pllm_alloc(engine->context, sizeof *state);
+    if (!state) return pllm_fail_memory("the CUDA executor", sizeof *state);
+    engine->cuda = state;
+    if (o->nvme_size_bytes)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "--nvme-size: blocks on disk are not yet streamed to a GPU; use "
+                         "--host-memory");
+    int status = open_kernels(engine);
+    if (status < 0) return status;
+    choose_formats(engine);
+    pllm_executor_needs needs = {0};
+    status = pllm_cuda_weights_plan(engine, &needs.weight_bytes);
+    if (status < 0) return status;
+    uint64_t before, now;
+    status = pllm_cuda_memory_used(engine->device, &before, &now);
+    needs.outside_bytes =
+        status < 0 ? OUTSIDE_GUESS : (now > before ? now - before : 0) + OUTSIDE_SLACK;
+    pllm_device_info info;
+    status = engine->device->ops->info(engine->device, &info);
+    if (status < 0) return status;
+    uint64_t available = info.free_bytes > FREE_SLACK ? info.free_bytes - FREE_SLACK : 0;
+    needs.budget_max_bytes = available;
+    if (o->vram_limit_bytes != PLLM_UNLIMITED) {
+        uint64_t limit = o->vram_limit_bytes > needs.outside_bytes
+                             ? o->vram_limit_bytes - needs.outside_bytes
+                             : 0;
+        if (limit < available) available = limit;
+    }
+    uint32_t ring = pllm_cuda_blocks_plan(engine);
+    choose_rows(engine, available);
+    needs.workspace_bytes = layout(engine, 0);
+    needs.extra_pages = ring;
+    /* The ring, one layer of the longest context, and a block a layer for those that grow. */
+    needs.least_frames =
+        ring + engine->cache.block_max + engine->shape.layer_count * engine->cache.sequence_max;
+    if (needs.least_frames > (uint64_t)engine->cache.group_max * engine->shape.layer_count)
+        needs.least_frames = engine->cache.group_max * engine->shape.layer_count;
+    state->frame_max = engine->cache.group_max * engine->shape.layer_count + needs.extra_pages;
+    *needs_out = needs;
+    return PLLM_OK;
+}
+
+/* What is left of the budget for weights, once the KV cache has its part. */
+static uint64_t weight_share(const pllm_engine *engine)
+{
+    const cuda_weights *weights = &engine->cuda->weights;
+    pllm_budget_stats stats;
+    pllm_budget_stats_get(engine->budget, &stats);
+    uint64_t left = stats.limit_bytes - stats.charged_bytes, kv = kv_bytes(engine);
+    if (engine->options.kv_limit_bytes < kv) kv = engine->options.kv_limit_bytes;
+    uint64_t least_kv = engine->least_kv_bytes > left / 8 ? engine->least_kv_bytes : left / 8;
+    if (least_kv > kv) least_kv = kv;
+    uint64_t granule = 64 << 20; /* mappings round up */
+    if (weights->total_bytes + least_kv + granule <= left) return weights->total_bytes + granule;
+    uint64_t kv_part = kv < left / 2 ? kv + granule : left / 2;
+    return left - kv_part;
+}
+
+static int open_orders(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_device_ops *ops = engine->device->ops;
+    int status = ops->stream_open(engine->device, &state->compute);
+    if (status == PLLM_OK) status = ops->stream_open(engine->device, &state->copies);
+    for (int i = 0; status == PLLM_OK && i < 2; i++)
+        status = ops->event_open(engine->device, &state->layer_done[i]);
+    return status;
+}
+
+static int open_tables(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_context *context = engine->context;
+    const pllm_device_ops *ops = engine->device->ops;
+    uint64_t args = state->args_max * 4ull;
+    uint64_t logits = (uint64_t)LOGIT_ROWS * engine->shape.vocab_size * sizeof(float);
+    void *pinned;
+    int status = ops->host_alloc(engine->device, args, &pinned);
+    if (status < 0) return pllm_fail_memory("pinned arguments", args);
+    state->args = pinned;
+    status = ops->host_alloc(engine->device, logits, &pinned);
+    if (status < 0) return pllm_fail_memory("pinned logits", logits);
+    state->logits_out = pinned;
+    while ((1u << state->bucket_count) < engine->chunk_max) state->bucket_count++;
+    state->bucket_count++;
+    uint64_t graphs = (uint64_t)engine->cache.sequence_max * state->bucket_count;
+    state->graphs = pllm_alloc_array(context, graphs, sizeof *state->graphs);
+    state->segments = pllm_alloc_array(context, state->segment_max, sizeof *state->segments);
+    state->tiles = pllm_alloc_array(context, state->segment_max, sizeof *state->tiles);
+    if (!state->graphs || !state->segments || !state->tiles)
+        return pllm_fail_memory("the tables of a pass", graphs * sizeof *state->graphs);
+    return PLLM_OK;
+}
+
+/* Constants: rotary frequencies, and the table of blocks that lie in order. */
+static int upload_constants(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_device_ops *ops = engine->device->ops;
+    uint32_t half = engine->shape.rope.dims / 2, blocks = engine->cache.block_max;
+    if (half > state->args_max || blocks > state->args_max)
+        return pllm_fail(PLLM_ELIMIT, 0, "%u rotary frequencies are too many", half);
+    memcpy(state->args, engine->inverse_frequency, half * sizeof(float));
+    pllm_copy copy = {
+        .to = state->frequency, .from = (uintptr_t)state->args, .bytes = half * sizeof(float)};
+    int status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
+    if (status == PLLM_OK) status = ops->stream_sync(engine->device, state->compute);
+    if (status < 0 || !state->quantised) return status;
+    for (uint32_t i = 0; i < blocks; i++) state->args[i] = i;
+    copy =
+        (pllm_copy){.to = state->identity, .from = (uintptr_t)state->args, .bytes = blocks * 4ull};
+    status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
+    if (status == PLLM_OK) status = ops->stream_sync(engine->device, state->compute);
+    return status;
+}
+
+static int cuda_open(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    layout(engine, pllm_workspace_va(engine->workspace));
+    state->kv.frames = pllm_pager_frame_base(engine->pager);
+    state->kv.open = pllm_workspace_va(engine->open_space);
+    int status = open_orders(engine);
+    if (status == PLLM_OK) status = open_tables(engine);
+    if (status == PLLM_OK)
+        status = pllm_cuda_linear_open(engine->context, engine->device, state->linear_space,
+                                       state->linear_bytes, &state->linear);
+    if (status == PLLM_OK) status = upload_constants(engine);
+    if (status == PLLM_OK) status = pllm_cuda_blocks_open(engine);
+    if (status == PLLM_OK) status = pllm_cuda_weights_open(engine, weight_share(engine));
+    return status;
+}
+
+static void cuda_close(pllm_engine *engine)
+{
+    pllm_cuda_state *state = engine->cuda;
+    if (!state) return;
+    pllm_device *device = engine->device;
+    const pllm_device_ops *ops = device->ops;
+    if (state->copies) ops->stream_sync(device, state->copies);
+    if (state->compute) ops->stream_sync(device, state->compute);
+    uint64_t graphs = (uint64_t)engine->cache.sequence_max * state->bucket_count;
+    for (uint64_t i = 0; state->graphs && i < graphs; i++) pllm_cuda_graph_close(state->graphs[i]);
+    pllm_cuda_blocks_close(engine);
+    pllm_cuda_weights_close(engine);
+    pllm_cuda_linear_close(state->linear);
+    pllm_cuda_prefill_close(state->prefill);
+    pllm_cuda_attention_close(state->attention);
+    pllm_cuda_rows_close(state->rows);
+    ops->event_close(device, state->layer_done[0]);
+    ops->event_close(device, state->layer_done[1]);
+    ops->stream_close(device, state->copies);
+    ops->stream_close(device, state->compute);
+    if (state->args) ops->host_free(device, state->args, state->args_max * 4ull);
+    if (state->logits_out)
+        ops->host_free(device, state->logits_out,
+                       (uint64_t)LOGIT_ROWS * engine->shape.vocab_size * sizeof(float));
+    pllm_free(engine->context, state->graphs);
+    pllm_free(engine->context, state->segments);
+    pllm_free(engine->context, state->tiles);
+    pllm_free(engine->context, state);
+    engine->cuda = NULL;
+}
+
+static int cuda_copy_open(pllm_engine *engine, uint32_t from_slot, uint32_t to_slot)
+{
+    pllm_cuda_state *state = engine->cuda;
+    const pllm_device_ops *ops = engine->device->ops;
+    uint64_t bytes = state->kv.open_bytes * engine->shape.layer_count;
+    pllm_copy copy = {.to = state->kv.open + to_slot * bytes,
+                      .from = state->kv.open + from_slot * bytes,
+                      .bytes = bytes};
+    int status = ops->copy(engine->device, state->compute, PLLM_COPY_WITHIN, &copy);
+    return status < 0 ? status : ops->stream_sync(engine->device, state->compute);
+}
+
+static void cuda_info(const pllm_engine *engine, pllm_engine_info *info)
+{
+    const pllm_cuda_state *state = engine->cuda;
+    info->weight_bytes = state->weights.total_bytes;
+    info->compute = pllm_dtype_name(state->act);
+    info->kernels = "cuda";
+}
+
+static void cuda_stats(const pllm_engine *engine, pllm_engine_stats *stats)
+{
+    const pllm_cuda_state *state = engine->cuda;
+    stats->weight_stream_bytes = state->weights.streamed_bytes;
+    stats->kv_stream_bytes = state->blocks.streamed_bytes;
+    stats->weight_resident_bytes =
+        state->weights.total_bytes -
+        (uint64_t)state->weights.streamed_count * state->weights.image_bytes;
+}
+
+const pllm_executor pllm_cuda_executor = {
+    .name = "cuda",
+    .brings_blocks = 1,
+    .plan = cuda_plan,
+    .open = cuda_open,
+    .close = cuda_close,
+    .forward = pllm_cuda_forward,
+    .copy_open = cuda_copy_open,
+    .let_go = pllm_cuda_blocks_let_go,
+    .info = cuda_info,
+    .stats = cuda_stats,
+};

@@ -1,0 +1,313 @@
+/* The engine on a GPU.
+ *
+ * Rule 1: the bits of every row of logits of one sequence against those of a plain run, over
+ * budgets of KV and of weights, KV formats, cuts of the prompt and strangers in the batch. A
+ * starved run must really have moved bytes. The model has SmolLM2's shape with random weights and
+ * fewer layers would do, but 30 make its blocks many; tokens are fixed, so a wrong logit shows
+ * once.
+ *
+ * And against the host's engine: the tiny checkpoints' reference logits. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include <pagedllm/context.h>
+#include "engine_support.h"
+
+enum { TOKEN_COUNT = 1445, SEQUENCES = 3, ROWS_KEPT = 400 };
+
+static const struct {
+    uint32_t count, generated;
+} script[] = {{1000, 0}, {40, 1}, {400, 0}, {5, 1}};
+
+typedef struct setting {
+    const char *format, *weights;
+    uint32_t piece, strangers, share; /* share: percent of the KV, 0: no limit */
+    uint64_t vram_limit;              /* 0: none */
+} setting;
+
+typedef struct rows {
+    uint32_t vocab, count;
+    float *logits; /* [ROWS_KEPT][vocab] */
+    uint32_t positions[ROWS_KEPT];
+} rows;
+
+static const char *device_name(void)
+{
+    const char *name = getenv("PLLM_TEST_DEVICE");
+    return name ? name : "cuda";
+}
+
+static uint32_t id_at(uint32_t sequence, uint32_t position)
+{
+    return (position * 2654435761u + sequence * 40503u + 17u) >> 7 & 16383;
+}
+
+/* Rows are compared where something happens: the ends of pieces, and all generated ones. */
+static int is_kept(uint32_t position)
+{
+    return position % 23 == 0 || position >= 995;
+}
+
+static int keep(void *user, uint32_t item, uint32_t position, const float *logits)
+{
+    rows *r = user;
+    if (item != 0 || !is_kept(position) || r->count == ROWS_KEPT) return 0;
+    /* Of a large vocabulary every row keeps its first part. */
+    memcpy(r->logits + (uint64_t)r->count * r->vocab, logits, r->vocab * sizeof(float));
+    r->positions[r->count++] = position;
+    return 0;
+}
+
+static pllm_engine *open_setting(const setting *s)
+{
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .device = device_name(),
+                                   .shape = "smollm2-135m",
+                                   .weights = s->weights,
+                                   .kv_format = s->format,
+                                   .host_memory_bytes = 512 << 20,
+                                   .vram_limit_bytes = s->vram_limit,
+                                   .sequence_max = SEQUENCES,
+                                   .context_max = 2048};
+    if (s->share) {
+        pllm_engine *probe = test_engine_open(NULL, &options);
+        pllm_engine_info info = {.struct_bytes = sizeof info};
+        assert_int_equal(pllm_engine_info_get(probe, &info), PLLM_OK);
+        uint64_t all = (uint64_t)TOKEN_COUNT * info.kv_bytes_per_token * (1 + s->strangers);
+        options.kv_limit_bytes = all * s->share / 100;
+        if (options.kv_limit_bytes < info.least_kv_bytes)
+            options.kv_limit_bytes = info.least_kv_bytes;
+        pllm_engine_close(probe);
+    }
+    return test_engine_open(NULL, &options);
+}
+
+static void step(pllm_engine *engine, pllm_sequence **sequences, const setting *s, uint32_t count,
+                 uint32_t generated, rows *r)
+{
+    static uint32_t ids[SEQUENCES][TOKEN_COUNT];
+    uint32_t items = 1 + s->strangers;
+    pllm_step_item item[SEQUENCES];
+    for (uint32_t i = 0; i < items; i++) {
+        uint32_t length = pllm_sequence_length(sequences[i]), n = count, sampled = generated;
+        if (i > 0) {
+            sampled = length >= 600 + 150 * i;
+            n = sampled ? 1 : 137;
+            if (length + n > TOKEN_COUNT) {
+                items = i; /* full: it leaves the batch */
+                break;
+            }
+        }
+        for (uint32_t j = 0; j < n; j++) ids[i][j] = id_at(i, length + j);
+        item[i] = (pllm_step_item){.sequence = sequences[i],
+                                   .ids = ids[i],
+                                   .token_count = n,
+                                   .generated = sampled,
+                                   .logits = i == 0 ? 2 : 1};
+    }
+    if (pllm_engine_step(engine, item, items, keep, r) < 0) fail_msg("%s", pllm_last_error()->text);
+}
+
+static rows rows_new(uint32_t vocab)
+{
+    rows r = {.vocab = vocab, .logits = calloc((size_t)ROWS_KEPT * vocab, sizeof(float))};
+    assert_non_null(r.logits);
+    return r;
+}
+
+static void run_script(pllm_engine *engine, const setting *s, rows *r)
+{
+    pllm_sequence *sequences[SEQUENCES] = {0};
+    for (uint32_t i = 0; i <= s->strangers; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    for (uint32_t i = 0; i < sizeof script / sizeof script[0]; i++) {
+        uint32_t most = script[i].generated ? 1 : s->piece ? s->piece : script[i].count;
+        for (uint32_t done = 0; done < script[i].count;) {
+            uint32_t n = script[i].count - done < most ? script[i].count - done : most;
+            step(engine, sequences, s, n, script[i].generated, r);
+            done += n;
+        }
+    }
+    for (uint32_t i = 0; i <= s->strangers; i++) pllm_sequence_close(sequences[i]);
+}
+
+enum { VOCAB = 49152 };
+
+static rows plain_run(const char *format, const char *weights)
+{
+    const setting plain = {.format = format, .weights = weights};
+    rows r = rows_new(VOCAB);
+    pllm_engine *engine = open_setting(&plain);
+    run_script(engine, &plain, &r);
+    pllm_engine_close(engine);
+    assert_true(r.count > 300);
+    for (uint32_t i = 0; i < VOCAB; i++) assert_true(isfinite(r.logits[i]));
+    return r;
+}
+
+static void check(const setting *s, const rows *expected)
+{
+    rows r = rows_new(VOCAB);
+    pllm_engine *engine = open_setting(s);
+    run_script(engine, s, &r);
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    assert_int_equal(r.count, expected->count);
+    for (uint32_t i = 0; i < r.count; i++) {
+        assert_int_equal(r.positions[i], expected->positions[i]);
+        if (memcmp(r.logits + (uint64_t)i * VOCAB, expected->logits + (uint64_t)i * VOCAB,
+                   VOCAB * sizeof(float)) != 0)
+            fail_msg("row %u differs: kv %s, weights %s, %u %%, pieces of %u, %u strangers, %llu",
+                     r.positions[i], s->format, s->weights, s->share, s->piece, s->strangers,
+                     (unsigned long long)s->vram_limit);
+    }
+    if (s->share &&
+        (stats.evictions == 0 || stats.kv_stream_bytes + stats.host_to_device_bytes == 0))
+        fail_msg("a starved run moved nothing: %llu evictions, %llu bytes streamed",
+                 (unsigned long long)stats.evictions, (unsigned long long)stats.kv_stream_bytes);
+    if (s->vram_limit) assert_true(stats.weight_stream_bytes > 0);
+    assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
+    printf("    kv %s, weights %s, %u %%, pieces of %u, %u strangers: %llu MiB of KV, %llu MiB of "
+           "weights streamed, %llu evictions\n",
+           s->format, s->weights, s->share, s->piece, s->strangers,
+           (unsigned long long)(stats.kv_stream_bytes >> 20),
+           (unsigned long long)(stats.weight_stream_bytes >> 20),
+           (unsigned long long)stats.evictions);
+    fflush(stdout);
+    pllm_engine_close(engine);
+    free(r.logits);
+}
+
+static void cuts_and_strangers(void **state)
+{
+    (void)state;
+    static const char *const weights[] = {"bf16", "f16", "q8_0", "q4_1"};
+    for (uint32_t w = 0; w < 4; w++) {
+        rows expected = plain_run("f16", weights[w]);
+        for (uint32_t piece = 0; piece < 3; piece++)
+            for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+                if (piece == 0 && strangers == 0) continue;
+                if (w > 0 && piece != 2) continue;
+                setting s = {.format = "f16",
+                             .weights = weights[w],
+                             .piece = (uint32_t[]){0, 333, 100}[piece],
+                             .strangers = strangers};
+                check(&s, &expected);
+            }
+        free(expected.logits);
+    }
+}
+
+static void starved_of_blocks(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"f16", "int8", "int4", "bf16", "f32"};
+    for (uint32_t f = 0; f < 5; f++) {
+        rows expected = plain_run(formats[f], "bf16");
+        for (uint32_t share = 0; share < 3; share++)
+            for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+                if (f > 0 && (share == 1 || strangers == 0)) continue;
+                setting s = {.format = formats[f],
+                             .weights = "bf16",
+                             .share = (uint32_t[]){50, 10, 1}[share],
+                             .strangers = strangers,
+                             .piece = share == 2 ? 100 : 0};
+                check(&s, &expected);
+            }
+        free(expected.logits);
+    }
+}
+
+/* The limit that leaves some layers to be streamed: found from what an unlimited engine says. */
+static void starved_of_weights(void **state)
+{
+    (void)state;
+    rows expected = plain_run("f16", "bf16");
+    setting s = {.format = "f16", .weights = "bf16"};
+    pllm_engine *probe = open_setting(&s);
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_engine_info_get(probe, &info), PLLM_OK);
+    pllm_engine_close(probe);
+    for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+        s.strangers = strangers;
+        s.vram_limit = info.least_vram_bytes + info.weight_bytes / 2;
+        check(&s, &expected);
+    }
+    free(expected.logits);
+}
+
+typedef struct comparison {
+    const float *expected;
+    uint32_t vocab;
+    double error, norm;
+} comparison;
+
+static int compare(void *user, uint32_t item, uint32_t position, const float *logits)
+{
+    comparison *c = user;
+    (void)item;
+    for (uint32_t i = 0; i < c->vocab; i++) {
+        double e = (double)c->expected[(uint64_t)position * c->vocab + i];
+        c->error += ((double)logits[i] - e) * ((double)logits[i] - e);
+        c->norm += e * e;
+    }
+    return 0;
+}
+
+static void check_reference(const char *name, const char *compute, double limit)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/tests/reference/models/%s", PLLM_SOURCE_DIR, name);
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .device = device_name(),
+                                   .compute = compute,
+                                   .kv_format = compute};
+    pllm_engine *engine = test_engine_open(path, &options);
+    snprintf(path, sizeof path, "%s/tests/reference/models/%s/reference.safetensors",
+             PLLM_SOURCE_DIR, name);
+    pllm_safetensors *file;
+    assert_int_equal(pllm_safetensors_open(NULL, path, &file), PLLM_OK);
+    uint32_t count;
+    uint32_t *ids = test_read_ids(file, "ids_long", &count);
+    pllm_safetensors_view view;
+    assert_int_equal(pllm_safetensors_find(file, "logits_long", &view), PLLM_OK);
+    comparison c = {.expected = view.tensor.data, .vocab = (uint32_t)view.tensor.shape[1]};
+    pllm_sequence *sequence;
+    assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
+    pllm_step_item item = {.sequence = sequence, .ids = ids, .token_count = count, .logits = 2};
+    if (pllm_engine_step(engine, &item, 1, compare, &c) < 0)
+        fail_msg("%s", pllm_last_error()->text);
+    double relative = sqrt(c.error / c.norm);
+    printf("    %s, %s: relative error %.2e\n", name, compute, relative);
+    assert_true(c.norm > 0 && relative < limit);
+    pllm_sequence_close(sequence);
+    free(ids);
+    pllm_safetensors_close(file);
+    pllm_engine_close(engine);
+}
+
+static void references(void **state)
+{
+    (void)state;
+    check_reference("llama", "f32", 1e-4);
+    check_reference("llama-rope3", "f32", 1e-4);
+    check_reference("llama", "bf16", 2e-2);
+    check_reference("llama-rope3", "bf16", 2e-2);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(references),
+        cmocka_unit_test(cuts_and_strangers),
+        cmocka_unit_test(starved_of_blocks),
+        cmocka_unit_test(starved_of_weights),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
