@@ -604,6 +604,7 @@ static void test_refusals(void **state)
         assert_int_equal(pllm_cuda_attend_prefill(prefill, stream, &bad[i]), PLLM_EINVAL);
     pllm_cuda_prefill unsupported = good;
     unsupported.dtype = PLLM_F32;
+    unsupported.sealed_bytes = unsupported.stage_bytes = 32768;
     unsupported.item_count = unsupported.row_max = 1;
     unsupported.kernel = PLLM_CUDA_PREFILL_SM90;
     assert_int_equal(pllm_cuda_attend_prefill(prefill, stream, &unsupported), PLLM_EUNSUPPORTED);
