@@ -62,6 +62,14 @@ __device__ __forceinline__ void cluster_arrive()
 #endif
 }
 
+/* When nothing that was written is to be seen by others. */
+__device__ __forceinline__ void cluster_arrive_relaxed()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void cluster_wait()
 {
 #if __CUDA_ARCH__ >= 900
@@ -251,14 +259,12 @@ __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x
             for (int j = 0; j < BATCH; j++) {
                 uint32_t i = base + j * 128 + lane * 4;
                 if (base + j * 128 >= k_end) break;
-                if (norm && i < a.k) {
+                if (norm && i < k_end && i < a.k) {
                     float4 w = __ldg((const float4 *)(norm + i));
-                    if (i < k_end) {
-                        sum = fmaf(v[j].x, v[j].x, sum);
-                        sum = fmaf(v[j].y, v[j].y, sum);
-                        sum = fmaf(v[j].z, v[j].z, sum);
-                        sum = fmaf(v[j].w, v[j].w, sum);
-                    }
+                    sum = fmaf(v[j].x, v[j].x, sum);
+                    sum = fmaf(v[j].y, v[j].y, sum);
+                    sum = fmaf(v[j].z, v[j].z, sum);
+                    sum = fmaf(v[j].w, v[j].w, sum);
                     v[j].x *= w.x, v[j].y *= w.y, v[j].z *= w.z, v[j].w *= w.w;
                 }
                 if constexpr (F::blocks)
@@ -274,6 +280,18 @@ __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x
             if (lane == 0) squares[task % slice_count * DECODE_ROWS + row] = sum;
         }
     }
+}
+
+/* The norm's weights for the CTA's slices, a line of 128 bytes a thread. */
+template <int DTYPE>
+__device__ __forceinline__ void prefetch_norm(const decode_arguments &a, uint32_t slice_first,
+                                              uint32_t slice_count, uint32_t groups)
+{
+    constexpr uint32_t group_k = format<DTYPE>::units * format<DTYPE>::unit_k;
+    uint32_t k_begin = slice_first * groups / DECODE_SLICES * group_k;
+    uint32_t k_end = min((slice_first + slice_count) * groups / DECODE_SLICES * group_k, a.k);
+    for (uint32_t i = k_begin + threadIdx.x * 32; i < k_end; i += blockDim.x * 32)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"((const float *)a.norm_weight + i));
 }
 
 /* One unit of the two rows of a lane, against all columns. */
@@ -394,8 +412,8 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     const uint8_t *row[2], *quants[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        uint32_t n = ((blockIdx.x & ~(ctas - 1)) + tile_local) * 16 + g + h * 8;
-        row[h] = (const uint8_t *)a.matrix[0] + min(n, a.n - 1) * a.row_bytes;
+        uint32_t from = ((blockIdx.x & ~(ctas - 1)) + tile_local) * 16 + g + h * 8;
+        row[h] = (const uint8_t *)a.matrix[0] + min(from, a.n - 1) * a.row_bytes;
         quants[h] = row[h] + a.scale_bytes + t * 16;
     }
     uint4 w[F::units][2][F::loads];
@@ -414,10 +432,18 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 #pragma unroll
         for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], group_first, t);
     }
+    if (a.norm_weight) prefetch_norm<DTYPE>(a, slice_first, slice_count, groups);
     let_next_kernel_start();
     wait_for_kernel_before();
+    /* Each thread finishes one output at the end; what is there to add to is on its way early. */
+    uint32_t n = blockIdx.x * 16 + threadIdx.x % 16, column = threadIdx.x / 16;
+    float *out = (float *)a.out + column * a.out_stride + n, before = 0.0f;
+    if (a.epilogue == 1 && column < a.rows && n < a.n) before = __ldcg(out);
     convert_x<DTYPE, columns>(a, x_shared, x_scale, squares, slice_first, slice_count, groups);
-    __syncthreads();
+    if (ctas > 1)
+        __syncthreads();
+    else
+        __syncwarp(); /* each warp has made its own slice */
 
     /* Columns past the last row of x repeat it; their results are not used. */
     const uint8_t *x[TILES];
@@ -482,14 +508,12 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
         __syncthreads();
 
     /* CTA rank finishes tile rank. */
-    uint32_t n = blockIdx.x * 16 + threadIdx.x % 16;
-    for (uint32_t column = threadIdx.x / 16; column < a.rows; column += blockDim.x / 16) {
+    if (column < a.rows) {
         float parts[2][8], norm[8];
-        const float *at =
-            partial + rank * slice_count * 16 * columns + column * 16 + threadIdx.x % 16;
+        const float *at = partial + rank * slice_count * 16 * columns + column * 16 + n % 16;
 #pragma unroll
         for (int s = 0; s < DECODE_SLICES; s++) {
-            uint32_t owner = s / slice_count, local = s % slice_count;
+            uint32_t owner = s >> (3 - a.cluster_shift), local = s & (slice_count - 1);
             const float *mine = at + local * 16 * columns;
             const float *square = squares + local * DECODE_ROWS + column;
             norm[s] = 0.0f;
@@ -510,12 +534,9 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
             float up = add_slices(parts[1]) * factor;
             result = result / (1.0f + expf(-result)) * up;
         }
-        if (n < a.n) {
-            float *out = (float *)a.out + column * a.out_stride + n;
-            *out = a.epilogue == 1 ? *out + result : result;
-        }
+        if (n < a.n) *out = a.epilogue == 1 ? before + result : result;
     }
-    if (ctas > 1) cluster_arrive(), cluster_wait(); /* the others may still be reading ours */
+    if (ctas > 1) cluster_arrive_relaxed(), cluster_wait(); /* others may still be reading ours */
 }
 
 } // namespace
