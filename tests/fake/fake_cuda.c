@@ -1,0 +1,607 @@
+/* fake_cuda.c - see the header. The forms of the calls are those that cuda_driver.h lists. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "device/cuda_driver.h"
+#include "fake_cuda.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define GRANULARITY ((size_t)64 << 10)
+#define TOTAL ((size_t)256 << 20)
+#define MEMORY_MAX 4096
+#define PINNED_MAX 256
+
+static fake_cuda state = {.version = 13000, .device_count = 2};
+
+typedef struct memory {
+    size_t bytes;
+    int fd, references;
+} memory;
+static memory memories[MEMORY_MAX]; /* handle: index + 1 */
+static void *pinned[PINNED_MAX];    /* starts of registered memory */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local void *current; /* the thread's context */
+static char context_mark;           /* its address is the primary context */
+
+EXPORT fake_cuda *fake_cuda_state(void);
+fake_cuda *fake_cuda_state(void)
+{
+    return &state;
+}
+
+static int step(const char *call)
+{
+    int dead = atomic_load(&state.dead);
+    if (dead) return dead;
+    if (!state.fail_code || (state.fail_call && strcmp(call, state.fail_call) != 0)) return 0;
+    uint64_t number = atomic_fetch_add(&state.calls, 1);
+    if (number < state.fail_at || number - state.fail_at >= state.fail_count) return 0;
+    if (state.fail_code >= 700 && state.fail_code < 800) atomic_store(&state.dead, state.fail_code);
+    return state.fail_code;
+}
+
+#define STEP(call)               \
+    do {                         \
+        int code_ = step(call);  \
+        if (code_) return code_; \
+    } while (0)
+/* Most calls need a context in their thread. */
+#define STEP_IN(call)                             \
+    do {                                          \
+        if (current != &context_mark) return 201; \
+        STEP(call);                               \
+    } while (0)
+
+static void count(int64_t change)
+{
+    atomic_fetch_add(&state.live, change);
+}
+
+/* ---- the driver and its devices ---- */
+
+static int fake_init(uint32_t flags)
+{
+    (void)flags;
+    STEP("cuInit");
+    return state.device_count ? CUDA_OK : CUDA_NO_DEVICE;
+}
+static int fake_error_name(int code, const char **name)
+{
+    *name = code == CUDA_ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return *name ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_error_string(int code, const char **text)
+{
+    *text = code == CUDA_ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : NULL;
+    return *text ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_device_count(int *value)
+{
+    STEP("cuDeviceGetCount");
+    *value = state.device_count;
+    return CUDA_OK;
+}
+static int fake_device_get(int *device, int ordinal)
+{
+    STEP("cuDeviceGet");
+    *device = ordinal;
+    return CUDA_OK;
+}
+static int fake_device_name(char *name, int bytes, int device)
+{
+    STEP("cuDeviceGetName");
+    snprintf(name, (size_t)bytes, "Fake GPU %d", device);
+    return CUDA_OK;
+}
+static int fake_device_uuid(void *uuid, int device)
+{
+    STEP("cuDeviceGetUuid");
+    memset(uuid, 0xa0 + device, 16);
+    ((uint8_t *)uuid)[0] = 0xfa;
+    return CUDA_OK;
+}
+static int fake_device_total(size_t *bytes, int device)
+{
+    (void)device;
+    STEP("cuDeviceTotalMem");
+    *bytes = TOTAL;
+    return CUDA_OK;
+}
+static int fake_device_attribute(int *value, int attribute, int device)
+{
+    (void)device;
+    STEP("cuDeviceGetAttribute");
+    switch (attribute) {
+    case CUDA_ATTRIBUTE_MAJOR:
+        *value = 9;
+        break;
+    case CUDA_ATTRIBUTE_SM_COUNT:
+        *value = 132;
+        break;
+    case CUDA_ATTRIBUTE_L2_BYTES:
+        *value = 50 << 20;
+        break;
+    case CUDA_ATTRIBUTE_SHARED_PER_BLOCK_MAX:
+        *value = 227 << 10;
+        break;
+    case CUDA_ATTRIBUTE_VIRTUAL_MEMORY:
+        *value = !state.no_virtual_memory;
+        break;
+    case CUDA_ATTRIBUTE_FILE_HANDLES:
+        *value = 1;
+        break;
+    default:
+        *value = 0;
+    }
+    return CUDA_OK;
+}
+static int fake_context_retain(void **context, int device)
+{
+    (void)device;
+    STEP("cuDevicePrimaryCtxRetain");
+    *context = &context_mark;
+    count(1);
+    return CUDA_OK;
+}
+static int fake_context_release(int device)
+{
+    (void)device;
+    count(-1);
+    return CUDA_OK;
+}
+static int fake_context_set_current(void *context)
+{
+    if (context && context != &context_mark) return 201;
+    STEP("cuCtxSetCurrent");
+    current = context;
+    return CUDA_OK;
+}
+static int fake_memory_info(size_t *free_bytes, size_t *total_bytes)
+{
+    STEP_IN("cuMemGetInfo");
+    *total_bytes = TOTAL;
+    *free_bytes = TOTAL - atomic_load(&state.created_bytes);
+    return CUDA_OK;
+}
+static int fake_granularity(size_t *bytes, const cuda_allocation *allocation, int option)
+{
+    STEP("cuMemGetAllocationGranularity");
+    if (option != CUDA_GRANULARITY_MINIMUM || allocation->location.type != CUDA_LOCATION_DEVICE)
+        return CUDA_INVALID_VALUE;
+    *bytes = GRANULARITY;
+    return CUDA_OK;
+}
+
+/* ---- memory ---- */
+
+static int fake_address_reserve(uint64_t *va, size_t bytes, size_t alignment, uint64_t wanted,
+                                unsigned long long flags)
+{
+    STEP("cuMemAddressReserve");
+    if (bytes == 0 || bytes % GRANULARITY || alignment || wanted || flags)
+        return CUDA_INVALID_VALUE;
+    size_t wide = bytes + GRANULARITY;
+    char *start = mmap(NULL, wide, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) return CUDA_OUT_OF_MEMORY;
+    size_t head = (GRANULARITY - (uintptr_t)start % GRANULARITY) % GRANULARITY;
+    if (head) munmap(start, head);
+    if (wide - head > bytes) munmap(start + head + bytes, wide - head - bytes);
+    *va = (uint64_t)(uintptr_t)(start + head);
+    count(1);
+    return CUDA_OK;
+}
+static int fake_address_free(uint64_t va, size_t bytes)
+{
+    munmap((void *)(uintptr_t)va, bytes);
+    count(-1);
+    STEP("cuMemAddressFree");
+    return CUDA_OK;
+}
+static int fake_memory_create(unsigned long long *handle, size_t bytes,
+                              const cuda_allocation *allocation, unsigned long long flags)
+{
+    STEP_IN("cuMemCreate");
+    if (bytes == 0 || bytes % GRANULARITY || flags || allocation->type != CUDA_ALLOCATION_PINNED)
+        return CUDA_INVALID_VALUE;
+    if (state.no_export && allocation->handle_types) return CUDA_NOT_SUPPORTED;
+    int fd = memfd_create("fake", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) abort();
+    void *view = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (view == MAP_FAILED) abort();
+    memset(view, 0xcd, bytes); /* what others left there */
+    munmap(view, bytes);
+    pthread_mutex_lock(&lock);
+    uint32_t i = 0;
+    while (i < MEMORY_MAX && memories[i].references) i++;
+    if (i == MEMORY_MAX) abort();
+    memories[i] = (memory){bytes, fd, 1};
+    pthread_mutex_unlock(&lock);
+    *handle = i + 1;
+    count(1);
+    atomic_fetch_add(&state.created_bytes, bytes);
+    return CUDA_OK;
+}
+static int fake_memory_release(unsigned long long handle)
+{
+    pthread_mutex_lock(&lock);
+    memory *m = &memories[handle - 1];
+    if (--m->references == 0) {
+        close(m->fd);
+        atomic_fetch_sub(&state.created_bytes, m->bytes);
+    }
+    pthread_mutex_unlock(&lock);
+    count(-1);
+    STEP("cuMemRelease");
+    return CUDA_OK;
+}
+static int fake_memory_map(uint64_t va, size_t bytes, size_t offset, unsigned long long handle,
+                           unsigned long long flags)
+{
+    STEP_IN("cuMemMap");
+    if (va % GRANULARITY || bytes % GRANULARITY || offset || flags) return CUDA_INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    memory m = memories[handle - 1];
+    pthread_mutex_unlock(&lock);
+    if (bytes > m.bytes) return CUDA_INVALID_VALUE;
+    if (mmap((void *)(uintptr_t)va, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, m.fd, 0) ==
+        MAP_FAILED)
+        return CUDA_OUT_OF_MEMORY;
+    count(1);
+    return CUDA_OK;
+}
+static int fake_memory_unmap(uint64_t va, size_t bytes)
+{
+    if (mmap((void *)(uintptr_t)va, bytes, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+        abort();
+    count(-1);
+    STEP("cuMemUnmap");
+    return CUDA_OK;
+}
+static int fake_memory_access(uint64_t va, size_t bytes, const cuda_access *access, size_t number)
+{
+    STEP_IN("cuMemSetAccess");
+    if (number != 1 || access->flags != CUDA_ACCESS_READ_WRITE) return CUDA_INVALID_VALUE;
+    return mprotect((void *)(uintptr_t)va, bytes, PROT_READ | PROT_WRITE) == 0 ? CUDA_OK
+                                                                               : CUDA_INVALID_VALUE;
+}
+/* A descriptor of no file: its value is the handle. */
+static int fake_memory_export(void *fd_out, unsigned long long handle, int type,
+                              unsigned long long flags)
+{
+    STEP_IN("cuMemExportToShareableHandle");
+    if (type != CUDA_HANDLE_FILE || flags) return CUDA_INVALID_VALUE;
+    int fd = eventfd((unsigned)handle, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0) return CUDA_OUT_OF_MEMORY;
+    memcpy(fd_out, &fd, sizeof fd);
+    return CUDA_OK;
+}
+static int fake_memory_import(unsigned long long *handle, void *fd_value, int type)
+{
+    uint64_t value;
+    int fd = (int)(intptr_t)fd_value;
+    STEP_IN("cuMemImportFromShareableHandle");
+    if (type != CUDA_HANDLE_FILE || read(fd, &value, sizeof value) != sizeof value)
+        return CUDA_INVALID_VALUE;
+    if (write(fd, &value, sizeof value) != sizeof value) abort();
+    pthread_mutex_lock(&lock);
+    memories[value - 1].references++;
+    pthread_mutex_unlock(&lock);
+    *handle = value;
+    count(1);
+    return CUDA_OK;
+}
+
+/* ---- host memory ---- */
+
+static int fake_host_register(void *pointer, size_t bytes, uint32_t flags)
+{
+    STEP_IN("cuMemHostRegister");
+    if (bytes % 4096 || flags != (CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP))
+        return CUDA_INVALID_VALUE;
+    if (state.no_pin) return CUDA_OUT_OF_MEMORY;
+    pthread_mutex_lock(&lock);
+    uint32_t i = 0;
+    while (i < PINNED_MAX && pinned[i]) i++;
+    if (i == PINNED_MAX) abort();
+    pinned[i] = pointer;
+    pthread_mutex_unlock(&lock);
+    count(1);
+    return CUDA_OK;
+}
+static int fake_host_unregister(void *pointer)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t i = 0;
+    while (i < PINNED_MAX && pinned[i] != pointer) i++;
+    if (i < PINNED_MAX) pinned[i] = NULL;
+    pthread_mutex_unlock(&lock);
+    if (i == PINNED_MAX) return CUDA_NOT_REGISTERED;
+    count(-1);
+    STEP_IN("cuMemHostUnregister");
+    return CUDA_OK;
+}
+static int fake_host_va(uint64_t *va, void *pointer, uint32_t flags)
+{
+    (void)flags;
+    STEP_IN("cuMemHostGetDevicePointer");
+    if (state.no_pin) return CUDA_INVALID_VALUE;
+    *va = (uint64_t)(uintptr_t)pointer;
+    return CUDA_OK;
+}
+
+/* ---- streams and events ---- */
+
+typedef struct thing {
+    int capturing;
+} thing;
+
+static int thing_open(void **out)
+{
+    *out = calloc(1, sizeof(thing));
+    if (!*out) abort();
+    count(1);
+    return CUDA_OK;
+}
+static int thing_close(void *any)
+{
+    free(any);
+    count(-1);
+    return CUDA_OK;
+}
+static int fake_stream_create(void **stream, uint32_t flags)
+{
+    STEP_IN("cuStreamCreate");
+    return flags == CUDA_STREAM_NON_BLOCKING ? thing_open(stream) : CUDA_INVALID_VALUE;
+}
+static int fake_stream_destroy(void *stream)
+{
+    thing_close(stream);
+    STEP_IN("cuStreamDestroy");
+    return CUDA_OK;
+}
+static int fake_stream_sync(void *stream)
+{
+    (void)stream;
+    STEP_IN("cuStreamSynchronize");
+    atomic_fetch_add(&state.syncs, 1);
+    return CUDA_OK;
+}
+static int fake_stream_wait(void *stream, void *event, uint32_t flags)
+{
+    STEP_IN("cuStreamWaitEvent");
+    return stream && event && !flags ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_event_create(void **event, uint32_t flags)
+{
+    STEP_IN("cuEventCreate");
+    return flags == CUDA_EVENT_DISABLE_TIMING ? thing_open(event) : CUDA_INVALID_VALUE;
+}
+static int fake_event_destroy(void *event)
+{
+    thing_close(event);
+    STEP_IN("cuEventDestroy");
+    return CUDA_OK;
+}
+static int fake_event_record(void *event, void *stream)
+{
+    STEP_IN("cuEventRecord");
+    return stream && event ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_event_query(void *event)
+{
+    (void)event;
+    STEP_IN("cuEventQuery");
+    return CUDA_OK;
+}
+
+/* ---- movement ---- */
+
+static int fake_copy_in(uint64_t to, const void *from, size_t bytes, void *stream)
+{
+    (void)stream;
+    STEP_IN("cuMemcpyHtoDAsync");
+    memcpy((void *)(uintptr_t)to, from, bytes);
+    return CUDA_OK;
+}
+static int fake_copy_out(void *to, uint64_t from, size_t bytes, void *stream)
+{
+    (void)stream;
+    STEP_IN("cuMemcpyDtoHAsync");
+    memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return CUDA_OK;
+}
+static int fake_copy_within(uint64_t to, uint64_t from, size_t bytes, void *stream)
+{
+    (void)stream;
+    STEP_IN("cuMemcpyDtoDAsync");
+    memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)from, bytes);
+    return CUDA_OK;
+}
+static int fake_copy_batch(uint64_t *to, uint64_t *from, size_t *bytes, size_t number,
+                           cuda_copy_attributes *attributes, size_t *first, size_t attribute_count,
+                           size_t *failed, void *stream)
+{
+    (void)stream;
+    (void)failed;
+    STEP_IN("cuMemcpyBatchAsync");
+    if (attribute_count != 1 || first[0] != 0 ||
+        attributes->source_order != CUDA_SOURCE_ORDER_STREAM)
+        return CUDA_INVALID_VALUE;
+    for (size_t i = 0; i < number; i++)
+        memcpy((void *)(uintptr_t)to[i], (const void *)(uintptr_t)from[i], bytes[i]);
+    atomic_fetch_add(&state.batches, 1);
+    return CUDA_OK;
+}
+static int fake_fill(uint64_t va, unsigned char value, size_t bytes, void *stream)
+{
+    (void)stream;
+    STEP_IN("cuMemsetD8Async");
+    memset((void *)(uintptr_t)va, value, bytes);
+    return CUDA_OK;
+}
+
+/* ---- kernels: noted, not run ---- */
+
+static int fake_module_load(void **module, const void *image)
+{
+    STEP_IN("cuModuleLoadData");
+    return image ? thing_open(module) : CUDA_INVALID_IMAGE;
+}
+static int fake_module_unload(void *module)
+{
+    thing_close(module);
+    STEP_IN("cuModuleUnload");
+    return CUDA_OK;
+}
+static int fake_module_function(void **function, void *module, const char *name)
+{
+    STEP_IN("cuModuleGetFunction");
+    if (strcmp(name, "missing") == 0) return CUDA_NOT_FOUND;
+    *function = module;
+    return CUDA_OK;
+}
+static int fake_function_set(void *function, int attribute, int value)
+{
+    (void)function;
+    STEP_IN("cuFuncSetAttribute");
+    return attribute == CUDA_FUNCTION_DYNAMIC_SHARED_MAX && value > 48 << 10 ? CUDA_OK
+                                                                             : CUDA_INVALID_VALUE;
+}
+static int fake_launch(const cuda_launch *launch, void *function, void **arguments, void **extra)
+{
+    STEP_IN("cuLaunchKernelEx");
+    if (!launch->stream || !function || !arguments || extra) return CUDA_INVALID_VALUE;
+    atomic_fetch_add(&state.launches, 1);
+    return CUDA_OK;
+}
+static int fake_capture_begin(void *stream, int mode)
+{
+    STEP_IN("cuStreamBeginCapture");
+    if (mode != CUDA_CAPTURE_RELAXED || ((thing *)stream)->capturing) return CUDA_INVALID_VALUE;
+    ((thing *)stream)->capturing = 1;
+    return CUDA_OK;
+}
+static int fake_capture_end(void *stream, void **graph)
+{
+    ((thing *)stream)->capturing = 0;
+    STEP_IN("cuStreamEndCapture");
+    return thing_open(graph);
+}
+static int fake_capture_status(void *stream, int *status)
+{
+    STEP_IN("cuStreamIsCapturing");
+    *status = ((thing *)stream)->capturing;
+    return CUDA_OK;
+}
+static int fake_graph_make(void **executable, void *graph, unsigned long long flags)
+{
+    STEP_IN("cuGraphInstantiateWithFlags");
+    return graph && !flags ? thing_open(executable) : CUDA_INVALID_VALUE;
+}
+static int fake_graph_upload(void *executable, void *stream)
+{
+    STEP_IN("cuGraphUpload");
+    return executable && stream ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_graph_launch(void *executable, void *stream)
+{
+    STEP_IN("cuGraphLaunch");
+    return executable && stream ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_graph_destroy(void *graph)
+{
+    thing_close(graph);
+    STEP_IN("cuGraphDestroy");
+    return CUDA_OK;
+}
+static int fake_graph_close(void *executable)
+{
+    thing_close(executable);
+    STEP_IN("cuGraphExecDestroy");
+    return CUDA_OK;
+}
+static int fake_tensor_map(void *map, int type, uint32_t rank, void *base, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                           int interleave, int swizzle, int promotion, int fill)
+{
+    (void)type, (void)base, (void)swizzle, (void)promotion, (void)interleave, (void)fill;
+    STEP_IN("cuTensorMapEncodeTiled");
+    if (rank != 2 || !sizes[0] || !strides[0] || !box[0] || steps[0] != 1)
+        return CUDA_INVALID_VALUE;
+    memset(map, 1, 128);
+    return CUDA_OK;
+}
+
+/* ---- how it is found ---- */
+
+/* Typed as the device's own table has them: a form that differs would not compile. */
+static const cuda_driver table = {
+#define X(field, name, form, needed, arguments) .field = fake_##field,
+    CUDA_DRIVER_CALLS(X)
+#undef X
+};
+
+EXPORT int cuDriverGetVersion(int *version);
+int cuDriverGetVersion(int *version)
+{
+    *version = state.version;
+    return CUDA_OK;
+}
+
+EXPORT int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags,
+                               int *status);
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
+{
+    (void)flags, (void)status;
+    *function = NULL;
+    if (version > state.version || (state.missing && strcmp(name, state.missing) == 0))
+        return CUDA_NOT_FOUND;
+#define X(field, call, form, needed, arguments)     \
+    if (strcmp(name, call) == 0 && version >= form) \
+        memcpy(function, &table.field, sizeof *function);
+    CUDA_DRIVER_CALLS(X)
+#undef X
+    return *function ? CUDA_OK : CUDA_NOT_FOUND;
+}
+
+/* The same library serves as NVML. */
+EXPORT int nvmlInit_v2(void);
+int nvmlInit_v2(void)
+{
+    if (state.nvml_broken) return 1;
+    count(1);
+    return 0;
+}
+EXPORT int nvmlShutdown(void);
+int nvmlShutdown(void)
+{
+    count(-1);
+    return 0;
+}
+EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, void **device);
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device)
+{
+    *device = &context_mark;
+    return strncmp(uuid, "GPU-fa", 6) == 0 ? 0 : 1;
+}
+EXPORT int nvmlDeviceGetMemoryInfo(void *device, void *total_free_used);
+int nvmlDeviceGetMemoryInfo(void *device, void *total_free_used)
+{
+    unsigned long long used = (10 << 20) + atomic_load(&state.created_bytes);
+    const unsigned long long figures[3] = {TOTAL, TOTAL - used, used};
+    if (device != &context_mark) return 1;
+    memcpy(total_free_used, figures, sizeof figures);
+    return 0;
+}
+EXPORT int nvmlSystemGetDriverVersion(char *text, uint32_t bytes);
+int nvmlSystemGetDriverVersion(char *text, uint32_t bytes)
+{
+    snprintf(text, bytes, "580.00");
+    return 0;
+}

@@ -1,0 +1,36 @@
+/* fake_cuda.h - a CUDA driver and NVML in host memory, as one shared library: the CUDA device's own
+ * code runs on it without a GPU, under sanitizers, and meets the failures that a test asks for.
+ *
+ * Physical memory is memfd files, address space is PROT_NONE mappings, streams run their work when
+ * it is submitted. Kernels are not run: a launch is only counted. What a driver leaves open is
+ * answered the unfriendly way: new memory holds garbage, and a range can't be touched before access
+ * to it was set.
+ *
+ * A test opens the library as the device does (dlopen gives the same copy) and changes the state
+ * between calls. fail_call fails every call of that name, or all of them if NULL, from number
+ * fail_at on, fail_count times. A sticky code then stays, as on the real thing. */
+#ifndef PLLM_TESTS_FAKE_CUDA_H
+#define PLLM_TESTS_FAKE_CUDA_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+typedef struct fake_cuda {
+    int version;         /* of the driver: 13000 */
+    const char *missing; /* a call that it does not have */
+    int device_count;    /* up to 4 */
+    int no_virtual_memory, no_export, no_pin, nvml_broken;
+    const char *fail_call;
+    uint64_t fail_at, fail_count;
+    int fail_code;
+    _Atomic uint64_t calls; /* that could have failed, of fail_call */
+    _Atomic int dead;       /* the sticky code met */
+    _Atomic int64_t live;   /* of everything that is opened and closed */
+    _Atomic uint64_t launches, batches, syncs;
+    _Atomic uint64_t created_bytes;
+} fake_cuda;
+
+/* The library's symbol "fake_cuda_state". */
+typedef fake_cuda *(*fake_cuda_get)(void);
+
+#endif
