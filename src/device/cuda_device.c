@@ -68,11 +68,9 @@ void cuda_note(cuda_device *cuda, uint32_t call, int code)
 static void cuda_close(pllm_device *device)
 {
     cuda_device *cuda = cuda_of(device);
-    if (!atomic_load(&cuda->dead)) {
-        cuda->driver.context_set_current(cuda->context);
-        if (cuda->zeroing) CUDA_NOTE(cuda, stream_destroy, cuda->zeroing);
-        cuda->driver.context_set_current(NULL);
-    }
+    cuda->driver.context_set_current(cuda->context);
+    CUDA_NOTE(cuda, stream_destroy, cuda->zeroing);
+    cuda->driver.context_set_current(NULL);
     cuda->driver.context_release(cuda->ordinal);
     cuda_nvml_close(&cuda->nvml);
     pthread_mutex_destroy(&cuda->lock);

@@ -54,7 +54,8 @@ static inline cuda_device *cuda_of(pllm_device *device)
 int cuda_enter(cuda_device *cuda);
 /* Turns a CUresult into a status with its error record; call: CUDA_CALL_*. */
 int cuda_check(cuda_device *cuda, uint32_t call, int code);
-/* The same where nothing can be returned: one line in the log, none for a ruined device. */
+/* The same where nothing can be returned: one line in the log, none for a ruined device, which may
+ * be asked to close things all the same. */
 void cuda_note(cuda_device *cuda, uint32_t call, int code);
 
 #define CUDA_DO(cuda, call, ...) \

@@ -78,10 +78,8 @@ void pllm_cuda_module_close(pllm_cuda_module *module)
 {
     if (!module) return;
     cuda_device *cuda = module->cuda;
-    if (!atomic_load(&cuda->dead)) {
-        CUDA_NOTE(cuda, context_set_current, cuda->context);
-        CUDA_NOTE(cuda, module_unload, module->handle);
-    }
+    CUDA_NOTE(cuda, context_set_current, cuda->context);
+    CUDA_NOTE(cuda, module_unload, module->handle);
     for (pllm_cuda_function *function = module->functions, *next; function; function = next) {
         next = function->next;
         pllm_free(cuda->base.context, function);
@@ -242,10 +240,8 @@ void pllm_cuda_graph_close(pllm_cuda_graph *graph)
 {
     if (!graph) return;
     cuda_device *cuda = graph->cuda;
-    if (!atomic_load(&cuda->dead)) {
-        CUDA_NOTE(cuda, context_set_current, cuda->context);
-        CUDA_NOTE(cuda, graph_close, graph->handle);
-    }
+    CUDA_NOTE(cuda, context_set_current, cuda->context);
+    CUDA_NOTE(cuda, graph_close, graph->handle);
     pllm_free(cuda->base.context, graph);
 }
 

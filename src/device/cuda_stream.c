@@ -58,11 +58,9 @@ void cuda_stream_close(pllm_device *device, pllm_stream *handle)
     cuda_device *cuda = cuda_of(device);
     cuda_stream *stream = (cuda_stream *)handle;
     if (!stream) return;
-    if (!atomic_load(&cuda->dead)) {
-        CUDA_NOTE(cuda, context_set_current, cuda->context);
-        CUDA_NOTE(cuda, stream_sync, stream->handle);
-        CUDA_NOTE(cuda, stream_destroy, stream->handle);
-    }
+    CUDA_NOTE(cuda, context_set_current, cuda->context);
+    CUDA_NOTE(cuda, stream_sync, stream->handle);
+    CUDA_NOTE(cuda, stream_destroy, stream->handle);
     pllm_free(device->context, stream);
 }
 
@@ -110,10 +108,8 @@ void cuda_event_close(pllm_device *device, pllm_event *handle)
     cuda_device *cuda = cuda_of(device);
     cuda_event *event = (cuda_event *)handle;
     if (!event) return;
-    if (!atomic_load(&cuda->dead)) {
-        CUDA_NOTE(cuda, context_set_current, cuda->context);
-        CUDA_NOTE(cuda, event_destroy, event->handle);
-    }
+    CUDA_NOTE(cuda, context_set_current, cuda->context);
+    CUDA_NOTE(cuda, event_destroy, event->handle);
     pllm_free(device->context, event);
 }
 
