@@ -13,7 +13,9 @@
 #
 # A step is a program with a time limit. One that fails does not stop the others; the table at the end
 # has each step's verdict, and the exit status is 1 if any failed. 0: all passed. 2: bad usage.
-# What cannot run here (compute-sanitizer or the model is not there) is left out, and said so.
+# What cannot run here (compute-sanitizer, the model or python3 is not there) is left out, and said so.
+# Called again with --only and the same --out, it adds to what is there, and the table of goals
+# (bench/gpu/table.py) is made of all of it.
 #
 # Programs are told two things by their environment: PLLM_TEST_MODEL is the model, and under
 # compute-sanitizer, which is ten to a hundred times slower, PLLM_TEST_SMALL=1 asks for small sizes.
@@ -112,32 +114,41 @@ for name in $programs; do
     program "" "bench.${name#bench_cuda_}" 300 "$name" ${smoke[@]+"${smoke[@]}"}
 done
 
-# The whole program on published shapes with random weights: decode and prefill speed beside the bounds
-# measured in the same run. JSON goes to bench/results/, and from there into the table.
-speed() { # speed NAME LIMIT OPTIONS...
-    local name=$1 limit=$2
+# The whole program on published shapes with random weights: bench/gpu/table.py has the commands and what
+# their figures are held against. Each writes OUT/NAME.json.
+speed() { # speed NAME LIMIT WORDS...: a command whose first word pagedllm is the one built
+    local name=$1 limit=$2 lacking=$no_program word words=()
     shift 2
+    for word in "$@"; do
+        case $word in
+        pagedllm) word=$build/pagedllm ;;
+        *.gguf) word=$model lacking=$no_model ;;
+        */huggingface.py) lacking=$no_torch ;;
+        esac
+        words+=("$word")
+    done
     # shellcheck disable=SC2016
-    [ ! -x "$build/pagedllm" ] || step "speed.$name" "$limit" "" bash -c \
-        '"${@:3}" >"$1" || exit; cat "$1"; mv "$1" "$2"' speed "$out/speed.part" \
-        "bench/results/cuda_speed_$name.json" \
-        "$build/pagedllm" bench --device cuda --random-weights --json "$@"
+    step "speed.$name" "$limit" "$lacking" bash -c '"${@:2}" >"$1.part" || exit; cat "$1.part"; mv "$1.part" "$1"' \
+        speed "$out/$name.json" "${words[@]}"
 }
+no_program=""
+[ -x "$build/pagedllm" ] || no_program="there is no $build/pagedllm"
+python=""
+! python3 -c 0 2>/dev/null || python=python3
+no_torch="torch and transformers are not here"
+! ${python:-false} -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("transformers")))' \
+    2>/dev/null || no_torch=""
+export MODEL=$model
 if [ ${#smoke[@]} -gt 0 ]; then
-    speed smoke 120 --shape smollm2-135m --depth 256 --prefill 256 --decode 16
-else
-    speed 7b 300 --shape llama-2-7b --kv-format f16 --depth 2048,8192,32768,65536 --prefill 0 --decode 64
-    speed 7b-batch 300 --shape llama-2-7b --kv-format f16 --depth 512 --batch 16 --prefill 0
-    speed 8b 300 --shape llama-3.1-8b --kv-format f16 --depth 2048,65536 --prefill 0 --resume
-    speed 8b-batch 300 --shape llama-3.1-8b --kv-format f16 --depth 512 --batch 16 --prefill 0
-    speed 7b-24GB-f16 300 --shape llama-2-7b --vram-limit 24GB --kv-format f16 --depth 65536 --prefill 0 --decode 16
-    speed 7b-24GB-int8 300 --shape llama-2-7b --vram-limit 24GB --kv-format int8 --depth 65536 --prefill 0 --decode 16
-    speed 7b-24GB-int4 300 --shape llama-2-7b --vram-limit 24GB --kv-format int4 --depth 65536 --prefill 0 --decode 64
-    speed 7b-24GiB-int4 300 --shape llama-2-7b --vram-limit 24GiB --kv-format int4 --depth 65536 --prefill 0 --decode 64
-    speed 7b-16GB 300 --shape llama-2-7b --vram-limit 16GB --kv-format f16 --depth 8192 --prefill 0 --decode 16
-    speed 7b-8GB 300 --shape llama-2-7b --vram-limit 8GB --kv-format f16 --depth 2048 --prefill 0 --decode 16
-    speed 70b-24GB-q4_0 600 --shape llama-2-70b --weights q4_0 --vram-limit 24GB --kv-format f16 \
-        --depth 2048 --prefill 0 --decode 8
+    speed smoke 120 pagedllm bench --device cuda --json --shape smollm2-135m --random-weights --depth 256 --prefill 256 \
+        --decode 16
+elif [ -z "$python" ]; then
+    step speed 1 "there is no python3 here" false
+elif [ -e bench/gpu/table.py ]; then
+    while read -r name limit _ words; do
+        # shellcheck disable=SC2086
+        speed "$name" "$limit" $words
+    done < <(python3 bench/gpu/table.py --list)
 fi
 
 if $list; then
@@ -201,26 +212,47 @@ for i in "${!names[@]}"; do
     printf '%-28s %-10s %4ds\n' "$name" "$verdict" "${seconds[i]}"
 done
 
-# ---- results, what failed, and last the table -------------------------------------------------------
-results=bench/results/cuda_suite.json
-[ ${#only[@]} = 0 ] || results=$out/cuda_suite.json # a part of it is no result to keep
+# ---- results, what failed, and last the tables ------------------------------------------------------
+# Steps of an earlier call on the same commit stay, so that a suite may be run in parts.
+results=$out/cuda_suite.json
+kept=()
+if [ -f "$results" ] && grep -qF "\"commit\": $(json_text "$commit")," "$results"; then
+    while read -r line; do
+        name=${line#*'"name": "'} name=${name%%'"'*}
+        [[ " ${names[*]} " == *" $name "* ]] || kept+=("${line%,}")
+    done < <(grep '^  {"name"' "$results")
+fi
+for i in "${!names[@]}"; do
+    kept+=("$(printf '{"name": "%s", "verdict": "%s", "seconds": %d, "words": %s}' "${names[i]}" \
+        "${verdicts[i]}" "${seconds[i]}" "$(json_text "$(words_of "$out/${names[i]}.log")")")")
+done
 {
     printf '{"gpu": %s, "commit": %s, "date": "%s", "kernel": "%s",\n "steps": [' \
         "$(json_text "$gpus")" "$(json_text "$commit")" "$(date -u +%Y-%m-%dT%H:%MZ)" "$(uname -r)"
-    for i in "${!names[@]}"; do
+    for i in "${!kept[@]}"; do
         [ "$i" = 0 ] || printf ','
-        printf '\n  {"name": "%s", "verdict": "%s", "seconds": %d, "words": %s}' "${names[i]}" \
-            "${verdicts[i]}" "${seconds[i]}" "$(json_text "$(words_of "$out/${names[i]}.log")")"
+        printf '\n  %s' "${kept[i]}"
     done
     printf '\n]}\n'
-} >"$results"
+} >"$out/cuda_suite.part"
+mv "$out/cuda_suite.part" "$results"
 for file in bench/results/*.json; do
     if [ "$file" -nt "$out/started" ]; then cp "$file" "$out/"; fi
 done
+for i in "${!names[@]}"; do
+    name=${names[i]#speed.}
+    if [ "$name" != "${names[i]}" ] && [ "${verdicts[i]}" = ok ]; then cp "$out/$name.json" "bench/results/cuda_$name.json"; fi
+done
+[ ${#only[@]} -gt 0 ] || cp "$results" bench/results/ # a part of it is no result to keep
 for name in ${failed[@]+"${failed[@]}"}; do
     printf '\n== %s failed; the end of %s/%s.log:\n' "$name" "$out" "$name"
     tail -n 40 "$out/$name.log"
 done
+if [ -n "$python" ] && [ -e bench/gpu/table.py ] && [[ " ${names[*]}" == *" speed."* ]]; then
+    echo
+    python3 bench/gpu/table.py --in "$out" --out "$out/cuda.md" || true # a goal missed is no step failed
+    [ ${#only[@]} -gt 0 ] || cp "$out/cuda.md" bench/results/
+fi
 printf '\n%-28s %-10s %5s  %s\n' step verdict time "its last words"
 for i in "${!names[@]}"; do
     printf '%-28s %-10s %4ds  %s\n' "${names[i]}" "${verdicts[i]}" "${seconds[i]}" "$(words_of "$out/${names[i]}.log")"

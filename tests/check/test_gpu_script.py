@@ -43,6 +43,15 @@ cat <<END
 }
 END
 """
+TABLE = """import sys
+if "--list" in sys.argv:
+    print("llama2  90 s  pagedllm bench --shape x")
+    print("model  90 s  pagedllm bench models/y.gguf")
+else:
+    print("the goals,", *sys.argv[1:2])
+    open(sys.argv[4], "w").close()
+    sys.exit(1)
+"""
 ALL = """case "$*" in
 --list) printf 'cuda_here\\nbench_cuda_there\\n' ;;
 cuda_here) echo tested ;;
@@ -112,11 +121,23 @@ class GpuScript(unittest.TestCase):
         self.assertTrue(os.path.exists(os.path.join(self.root, "build/gpu/cuda_copy.json")))
         self.assertIn("10 steps: 5 passed, 4 failed, 1 left out", said.splitlines()[-1])
 
-    def test_speed_fails(self):
+    def test_speed(self):
         self.program("tools/nvidia-smi", SMI)
+        self.program("build/portable/pagedllm", PAGEDLLM)
+        self.program("bench/gpu/table.py", TABLE)
+        with open(os.path.join(self.root, "bench/gpu/table.py"), "w", encoding="utf-8") as file:
+            file.write(TABLE)
+        self.assertIn("the goals, --in", self.run_script("--only", "speed.*"))
+        steps = self.suite("build/gpu/cuda_suite.json")
+        self.assertEqual(steps["speed.llama2"]["verdict"], "ok")
+        self.assertEqual(steps["speed.model"]["verdict"], "left out")
+        self.assertTrue(os.path.exists(os.path.join(self.root, "bench/results/cuda_llama2.json")))
+        # A later part adds to it, and replaces what it ran again.
         self.program("build/portable/pagedllm", "echo no device >&2; exit 1")
-        self.run_script("--only", "speed.7b", status=1)
-        step = self.suite("build/gpu/cuda_suite.json")["speed.7b"]
+        self.run_script("--only", "doctor", "--only", "speed.llama2", status=1)
+        steps = self.suite("build/gpu/cuda_suite.json")
+        self.assertEqual(set(steps), {"doctor", "speed.llama2", "speed.model"})
+        step = steps["speed.llama2"]
         self.assertEqual((step["verdict"], step["words"]), ("FAILED 1", "no device"))
 
     def test_all_skipped(self):
@@ -150,7 +171,7 @@ class GpuScript(unittest.TestCase):
         self.assertEqual(steps["bench.there"]["words"], "benched")
         self.assertEqual(steps["speed.smoke"]["words"],
                          "depth 256 prefill 40123.4 decode 245.6 of bound 0.81; ")
-        with open(os.path.join(self.root, "build/gpu/cuda_speed_smoke.json"), encoding="utf-8") as file:
+        with open(os.path.join(self.root, "build/gpu/smoke.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["results"][0]["depth"], 256)
 
     def test_too_long(self):
