@@ -28,6 +28,7 @@ static struct rig {
     pllm_va base, used; /* a bump allocator, emptied by each test */
     uint8_t *stage;     /* pinned */
     uint64_t state;
+    int small; /* PLLM_TEST_SMALL: under a sanitizer, which is a hundred times slower */
 } rig;
 
 #define MUST(...)                                                                                \
@@ -271,7 +272,7 @@ static void norms_are_near_double_and_rows_are_independent(void **state)
     (void)state;
     static const uint32_t sizes[] = {1,    3,    64,   100,   576,   2048,  4096,
                                      5120, 8192, 8196, 11008, 16384, 16388, 28672};
-    for (size_t i = 0; i < sizeof sizes / 4; i++)
+    for (size_t i = 0; i < sizeof sizes / 4; i += 1 + 2 * rig.small)
         for (int d = 0; d < 3; d++) norm_case(sizes[i], plain[d]);
 }
 
@@ -449,7 +450,7 @@ static void rotary_is_exact_and_goes_where_it_should(void **state)
         {5, 1, 48, 20, 1, 10000},     {2, 2, 256, 256, 0, 10000},   {3, 3, 40, 6, 0, 10000},
         {2, 1, 96, 96, 1, 10000},     {64, 8, 128, 128, 0, 500000}, {2, 1, 16, 0, 0, 10000},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i += 1 + rig.small) {
         rotary_try(&cases[i], PLLM_F32, PLLM_F32, PLLM_F32);
         rotary_try(&cases[i], PLLM_F32, PLLM_F32, PLLM_F16);
         rotary_try(&cases[i], PLLM_BF16, PLLM_BF16, PLLM_BF16);
@@ -461,7 +462,8 @@ static void rotary_is_exact_and_goes_where_it_should(void **state)
 static void angles_are_within_a_millionth(void **state)
 {
     (void)state;
-    enum { ROWS = 4096, DIMS = 128 };
+    enum { DIMS = 128 };
+    const uint32_t ROWS = rig.small ? 64 : 4096;
     reset(3);
     float frequency[DIMS / 2], *x = calloc(ROWS, DIMS * 4);
     uint32_t *positions = malloc(ROWS * 4), *none = malloc(ROWS * 4);
@@ -603,7 +605,7 @@ static void argmax_finds_the_first_of_the_largest(void **state)
 {
     (void)state;
     static const uint32_t sizes[] = {1, 2, 5, 31, 1000, 4095, 32000, 49152, 128256};
-    for (size_t i = 0; i < sizeof sizes / 4; i++)
+    for (size_t i = 0; i < sizeof sizes / 4; i += 1 + rig.small)
         for (uint32_t shift = 0; shift < 4; shift += 3) argmax_case(sizes[i], shift);
 }
 
@@ -718,14 +720,14 @@ static void random_weights_depend_on_place_and_seed_alone(void **state)
     assert_int_equal(known[0], 0x6627e8d5);
     assert_int_equal(known[3], 0x9b00dbd8);
     for (int d = 0; d < 3; d++) {
-        random_plain_case(600, 576, plain[d]);
+        random_plain_case(rig.small ? 60 : 600, 576, plain[d]);
         random_plain_case(9, 7, plain[d]);
-        random_plain_case(70000, 8, plain[d]);
+        if (!rig.small) random_plain_case(70000, 8, plain[d]);
         random_plain_case(3, 4099, plain[d]);
     }
     for (pllm_dtype dtype = PLLM_Q8_0; dtype <= PLLM_Q4_1; dtype++) {
-        random_quantised_case(600, 576, dtype);
-        random_quantised_case(100, 4096, dtype);
+        random_quantised_case(rig.small ? 60 : 600, 576, dtype);
+        if (!rig.small) random_quantised_case(100, 4096, dtype);
         random_quantised_case(5, 32, dtype);
         random_quantised_case(3, 14336, dtype);
     }
@@ -736,13 +738,14 @@ static void random_weights_depend_on_place_and_seed_alone(void **state)
 static void a_tensor_s_sum_does_not_depend_on_its_pieces(void **state)
 {
     (void)state;
-    enum { TILES = 300 };
+    enum { TILE_MAX = 300 };
+    const uint32_t TILES = rig.small ? 30 : TILE_MAX;
     const uint64_t elements = TILES * (uint64_t)PLLM_CUDA_TILE - 4321;
     reset(1);
     pllm_va sums = take_poisoned(TILES * 8), total = take_poisoned(16);
     pllm_va data = take_poisoned(elements * 4 + 16),
             apart = take_poisoned(2 * elements * 4 + 65536);
-    pllm_cuda_piece whole = {data, 0, elements}, pieces[TILES];
+    pllm_cuda_piece whole = {data, 0, elements}, pieces[TILE_MAX];
     MUST(pllm_cuda_tensor_fill(rig.o, rig.stream, &whole, 1, 1.0f, 9));
     MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, &whole, 1, sums));
     MUST(pllm_cuda_tensor_total(rig.o, rig.stream, sums, TILES, total));
@@ -761,8 +764,8 @@ static void a_tensor_s_sum_does_not_depend_on_its_pieces(void **state)
                                                   left < PLLM_CUDA_TILE ? left : PLLM_CUDA_TILE};
     }
     MUST(pllm_cuda_tensor_fill(rig.o, rig.stream, pieces, TILES, 1.0f, 9));
-    MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, pieces, 100, sums));
-    MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, pieces + 100, TILES - 100, sums));
+    MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, pieces, TILES / 3, sums));
+    MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, pieces + TILES / 3, TILES - TILES / 3, sums));
     MUST(pllm_cuda_tensor_total(rig.o, rig.stream, sums, TILES, total));
     two = *(const double *)download(total, 8);
     assert_memory_equal(&one, &two, 8);
@@ -778,7 +781,8 @@ static void a_tensor_s_sum_does_not_depend_on_its_pieces(void **state)
 
 static void gather_case(uint32_t count, uint32_t bytes_max, uint32_t ctas, int out)
 {
-    enum { AREA = 96 << 20, HALF = STAGE / 2 };
+    enum { HALF = STAGE / 2 };
+    const uint64_t AREA = rig.small ? 4 << 20 : 96 << 20;
     reset(count + bytes_max);
     /* The first half of the stage is for upload and download; slices lie in the second. */
     uint8_t *host = rig.stage + HALF;
@@ -829,6 +833,8 @@ static void gather_moves_slices_and_nothing_else(void **state)
 {
     (void)state;
     for (int out = 0; out < 2; out++) {
+        gather_case(300, 2064, 8, out);
+        if (rig.small) continue;
         gather_case(1, 16, 0, out);
         gather_case(1, 5 << 20, 0, out);
         gather_case(3, 1 << 20, 8, out);
@@ -918,6 +924,8 @@ static int open_rig(void **state)
     (void)state;
     pllm_cuda_device_options options = {.struct_bytes = sizeof options};
     void *stage;
+    const char *small = getenv("PLLM_TEST_SMALL");
+    rig.small = small && *small == '1';
     MUST(pllm_device_open_cuda(NULL, &options, &rig.device));
     rig.ops = rig.device->ops;
     MUST(rig.ops->stream_open(rig.device, &rig.stream));
