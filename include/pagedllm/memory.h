@@ -45,6 +45,8 @@ typedef struct pllm_memory_options {
     uint64_t capacity_bytes;       /* of all tensors together; 0: what the limits together hold */
     const char *policy;            /* "lru" (NULL), "static", "2q" */
     const char *prefetch_strategy; /* "sequential" (NULL), "none" */
+    uint32_t prefetch_pages;       /* read ahead and not yet used at once; 0: a third of the limit.
+                                      They take room from what would stay */
 } pllm_memory_options;
 
 /* Ownership: borrows context (may be NULL); caller owns *memory_out. Errors: EINVAL, ENOMEM,
@@ -84,7 +86,12 @@ PLLM_API int pllm_memory_write(pllm_memory *memory, pllm_tensor tensor, uint64_t
 PLLM_API int pllm_memory_read(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
                               uint64_t bytes, void *data);
 
-typedef enum pllm_memory_mode { PLLM_MEMORY_READ = 0, PLLM_MEMORY_WRITE = 1 } pllm_memory_mode;
+typedef enum pllm_memory_mode {
+    PLLM_MEMORY_READ = 0,
+    PLLM_MEMORY_WRITE = 1,
+    PLLM_MEMORY_OVERWRITE = 2, /* all of the range will be written: what it held is undefined from
+                                  here on, and need not be brought in */
+} pllm_memory_mode;
 
 typedef struct pllm_memory_view {
     void *data;
@@ -98,6 +105,16 @@ typedef struct pllm_memory_view {
 PLLM_API int pllm_memory_pin(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
                              uint64_t bytes, pllm_memory_mode mode, pllm_memory_view *views,
                              uint32_t view_max, uint32_t *view_count_out);
+/* The same for kernels: where the range is in the device's own addresses (on the host device these
+ * are no pointers). Its content is there when the call returns; kernels that touch it must have
+ * ended before it is unpinned. */
+typedef struct pllm_memory_place {
+    uint64_t address, bytes;
+} pllm_memory_place;
+PLLM_API int pllm_memory_pin_device(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
+                                    uint64_t bytes, pllm_memory_mode mode,
+                                    pllm_memory_place *places, uint32_t place_max,
+                                    uint32_t *place_count_out);
 /* The range as it was pinned. Errors: ESTALE, EINVAL (not pinned). */
 PLLM_API int pllm_memory_unpin(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
                                uint64_t bytes);

@@ -12,6 +12,7 @@
  * Threads: one caller at a time. */
 #include <pagedllm/memory.h>
 #include <string.h>
+#include "pager/memory_device.h"
 #include "pager/pager.h"
 
 enum {
@@ -31,7 +32,7 @@ typedef struct memory_tensor {
 
 struct pllm_memory {
     const pllm_context *context;
-    pllm_device *device;
+    pllm_device *device, *own_device; /* own: closed with the memory */
     pllm_budget *budget;
     pllm_pager *pager;
     uint64_t page_bytes, tensor_bytes;
@@ -58,9 +59,6 @@ static int plan_make(const pllm_memory_options *options, memory_plan *plan)
     if (!options || options->struct_bytes < sizeof *options)
         return pllm_fail(PLLM_EINVAL, 0, "pllm_memory_options.struct_bytes is not %zu",
                          sizeof *options);
-    if (options->device && strcmp(options->device, "host"))
-        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device '%s' is not one that this build has: host",
-                         options->device);
     *plan = (memory_plan){.policy = PLLM_POLICY_LRU, .prefetch = PLLM_PREFETCH_SEQUENTIAL};
     plan->page_bytes = options->page_bytes ? options->page_bytes : PAGE_BYTES;
     plan->vram_bytes = options->vram_limit_bytes ? options->vram_limit_bytes : UINT64_MAX;
@@ -125,6 +123,7 @@ static int pager_open(pllm_memory *memory, const pllm_memory_options *options,
         .page_max = plan->page_max,
         .policy = plan->policy,
         .prefetch = plan->prefetch,
+        .prefetch_max = options->prefetch_pages,
     };
     status = pllm_pager_open(memory->context, tiers, &pager, &memory->pager);
     if (status < 0) pllm_tiers_close(tiers);
@@ -133,13 +132,17 @@ static int pager_open(pllm_memory *memory, const pllm_memory_options *options,
 
 static int parts_open(pllm_memory *memory, const pllm_memory_options *options, memory_plan *plan)
 {
-    pllm_host_device_options host = {.struct_bytes = sizeof host};
     memory->tensors = pllm_alloc_array(memory->context, plan->tensor_max, sizeof *memory->tensors);
     if (!memory->tensors)
         return pllm_fail_memory("a table of tensors", plan->tensor_max * sizeof *memory->tensors);
     for (uint32_t slot = 0; slot < plan->tensor_max; slot++)
         memory->tensors[slot] = (memory_tensor){.generation = 1, .next_free = slot + 1};
-    int status = pllm_device_open_host(memory->context, &host, &memory->device);
+    int status = PLLM_OK;
+    if (!memory->device) {
+        pllm_host_device_options host = {.struct_bytes = sizeof host};
+        status = pllm_device_open_host(memory->context, &host, &memory->own_device);
+        memory->device = memory->own_device;
+    }
     if (status == PLLM_OK) status = plan_pages(options, memory->device, plan);
     if (status == PLLM_OK)
         status = pllm_budget_open(memory->context, plan->vram_bytes, &memory->budget);
@@ -150,6 +153,16 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
 int pllm_memory_open(const pllm_context *context, const pllm_memory_options *options,
                      pllm_memory **memory_out)
 {
+    if (options && options->struct_bytes >= sizeof *options && options->device &&
+        strcmp(options->device, "host"))
+        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device '%s' is not one that this build has: host",
+                         options->device);
+    return pllm_memory_open_on(context, NULL, options, memory_out);
+}
+
+int pllm_memory_open_on(const pllm_context *context, pllm_device *device,
+                        const pllm_memory_options *options, pllm_memory **memory_out)
+{
     if (!memory_out) return pllm_fail(PLLM_EINVAL, 0, "memory_out is NULL");
     *memory_out = NULL;
     memory_plan plan;
@@ -158,6 +171,7 @@ int pllm_memory_open(const pllm_context *context, const pllm_memory_options *opt
     pllm_memory *memory = pllm_alloc(context, sizeof *memory);
     if (!memory) return pllm_fail_memory("a memory", sizeof *memory);
     memory->context = context;
+    memory->device = device;
     memory->page_bytes = plan.page_bytes;
     memory->tensor_max = plan.tensor_max;
     status = parts_open(memory, options, &plan);
@@ -184,7 +198,7 @@ void pllm_memory_close(pllm_memory *memory)
     if (!memory) return;
     pllm_pager_close(memory->pager);
     if (memory->budget) pllm_budget_close(memory->budget);
-    pllm_device_close(memory->device);
+    pllm_device_close(memory->own_device);
     for (uint32_t slot = 0; memory->tensors && slot < memory->tensor_max; slot++)
         tensor_release(memory, &memory->tensors[slot]);
     pllm_free(memory->context, memory->tensors);
@@ -404,54 +418,130 @@ int pllm_memory_read(pllm_memory *memory, pllm_tensor handle, uint64_t offset, u
     return status;
 }
 
-/* Views of pinned pages; neighbours become one. Returns how many there are, or EINVAL. */
-static int views_fill(const pllm_memory *memory, const memory_tensor *tensor, uint64_t offset,
-                      uint64_t bytes, pllm_memory_view *views, uint32_t view_max)
+/* Where pinned pages are; neighbours become one. */
+typedef struct place_list {
+    pllm_memory_view *views; /* or */
+    pllm_memory_place *places;
+    uint32_t max;
+} place_list;
+
+static void place_set(const pllm_memory *memory, const place_list *list, uint32_t index, pllm_va va,
+                      uint64_t bytes)
+{
+    if (list->places)
+        list->places[index] = (pllm_memory_place){va, bytes};
+    else
+        list->views[index] =
+            (pllm_memory_view){memory->device->ops->host_view(memory->device, va), bytes};
+}
+
+/* Returns how many there are, or EINVAL. */
+static int places_fill(const pllm_memory *memory, const memory_tensor *tensor, uint64_t offset,
+                       uint64_t bytes, const place_list *list)
 {
     uint32_t used = 0;
-    uint64_t within = offset % memory->page_bytes;
+    uint64_t within = offset % memory->page_bytes, length = 0;
+    pllm_va start = 0;
     for (uint32_t index = (uint32_t)(offset / memory->page_bytes); bytes > 0; index++, within = 0) {
         uint64_t part = memory->page_bytes - within;
         if (part > bytes) part = bytes;
         pllm_va va = pllm_pager_page_va(memory->pager, tensor->pages[index]) + within;
-        char *data = memory->device->ops->host_view(memory->device, va);
         bytes -= part;
-        if (used && (char *)views[used - 1].data + views[used - 1].bytes == data) {
-            views[used - 1].bytes += part;
-            continue;
+        if (used && start + length == va) {
+            length += part;
+        } else {
+            if (used == list->max)
+                return pllm_fail(PLLM_EINVAL, 0, "%u views are too few for a pinned range",
+                                 list->max);
+            start = va, length = part;
+            used++;
         }
-        if (used == view_max)
-            return pllm_fail(PLLM_EINVAL, 0, "%u views are too few for a pinned range", view_max);
-        views[used++] = (pllm_memory_view){data, part};
+        place_set(memory, list, used - 1, start, length);
     }
     return (int)used;
 }
 
-int pllm_memory_pin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
-                    pllm_memory_mode mode, pllm_memory_view *views, uint32_t view_max,
-                    uint32_t *view_count_out)
+/* Pins pages, which then are written as a whole: their content is not brought in. */
+static int pin_new(pllm_memory *memory, memory_tensor *tensor, uint32_t first, uint32_t count)
 {
-    if (view_count_out) *view_count_out = 0;
-    memory_tensor *tensor = tensor_of(memory, handle);
-    uint32_t first, count;
-    if (!tensor) return PLLM_ESTALE;
-    if (mode == PLLM_MEMORY_WRITE && tensor->sealed) return fail_sealed(handle);
-    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    int status = pllm_pager_pin(memory->pager, tensor->pages + first, count, PLLM_PIN_NEW, NULL);
+    if (status == PLLM_OK) memset(tensor->written + first, 1, count);
+    return status;
+}
+
+/* Pins pages, which keep their content. */
+static int pin_kept(pllm_memory *memory, memory_tensor *tensor, uint32_t first, uint32_t count,
+                    pllm_pin_mode mode)
+{
+    int status = PLLM_OK;
     for (uint32_t i = 0; status == PLLM_OK && i < count; i++)
         status = page_make(memory, tensor, first + i);
     if (status < 0) return status;
-    status = pllm_pager_pin(memory->pager, tensor->pages + first, count,
-                            mode == PLLM_MEMORY_WRITE ? PLLM_PIN_WRITE : PLLM_PIN_READ, NULL);
+    return pllm_pager_pin(memory->pager, tensor->pages + first, count, mode, NULL);
+}
+
+/* Overwriting: the pages at the ends may be covered in part, and then keep the rest. */
+static int pin_overwritten(pllm_memory *memory, memory_tensor *tensor, uint64_t offset,
+                           uint64_t bytes, uint32_t first, uint32_t count)
+{
+    uint64_t end = offset + bytes;
+    uint32_t head = count > 0 && offset % memory->page_bytes != 0;
+    uint32_t tail = count > head && end % memory->page_bytes != 0 && end != tensor->bytes;
+    int status = pin_kept(memory, tensor, first, head, PLLM_PIN_WRITE);
+    if (status < 0) return status;
+    status = pin_kept(memory, tensor, first + count - tail, tail, PLLM_PIN_WRITE);
+    if (status == PLLM_OK) {
+        status = pin_new(memory, tensor, first + head, count - head - tail);
+        if (status == PLLM_OK) return PLLM_OK;
+        pllm_pager_unpin(memory->pager, tensor->pages + first + count - tail, tail);
+    }
+    pllm_pager_unpin(memory->pager, tensor->pages + first, head);
+    return status;
+}
+
+static int pin_range(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
+                     pllm_memory_mode mode, const place_list *list, uint32_t *count_out)
+{
+    if (count_out) *count_out = 0;
+    memory_tensor *tensor = tensor_of(memory, handle);
+    uint32_t first, count;
+    if (!tensor) return PLLM_ESTALE;
+    if ((uint32_t)mode > PLLM_MEMORY_OVERWRITE)
+        return pllm_fail(PLLM_EINVAL, 0, "there is no mode %d to pin in", (int)mode);
+    if (mode != PLLM_MEMORY_READ && tensor->sealed) return fail_sealed(handle);
+    int status = range_pages(memory, tensor, offset, bytes, &first, &count);
+    if (status < 0) return status;
+    if (mode == PLLM_MEMORY_OVERWRITE)
+        status = pin_overwritten(memory, tensor, offset, bytes, first, count);
+    else
+        status = pin_kept(memory, tensor, first, count,
+                          mode == PLLM_MEMORY_WRITE ? PLLM_PIN_WRITE : PLLM_PIN_READ);
     if (status < 0) return explain(memory, status, count);
-    int used = views ? views_fill(memory, tensor, offset, bytes, views, view_max) : 0;
+    int used = list->views || list->places ? places_fill(memory, tensor, offset, bytes, list) : 0;
     if (used < 0) {
         pllm_pager_unpin(memory->pager, tensor->pages + first, count);
         return used;
     }
-    if (view_count_out) *view_count_out = (uint32_t)used;
+    if (count_out) *count_out = (uint32_t)used;
     for (uint32_t i = 0; i < count; i++) tensor->pins[first + i]++;
     tensor->pin_count += count;
     return PLLM_OK;
+}
+
+int pllm_memory_pin(pllm_memory *memory, pllm_tensor tensor, uint64_t offset, uint64_t bytes,
+                    pllm_memory_mode mode, pllm_memory_view *views, uint32_t view_max,
+                    uint32_t *view_count_out)
+{
+    place_list list = {.views = views, .max = view_max};
+    return pin_range(memory, tensor, offset, bytes, mode, &list, view_count_out);
+}
+
+int pllm_memory_pin_device(pllm_memory *memory, pllm_tensor tensor, uint64_t offset, uint64_t bytes,
+                           pllm_memory_mode mode, pllm_memory_place *places, uint32_t place_max,
+                           uint32_t *place_count_out)
+{
+    place_list list = {.places = places, .max = place_max};
+    return pin_range(memory, tensor, offset, bytes, mode, &list, place_count_out);
 }
 
 int pllm_memory_unpin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include <pagedllm/memory.h>
+#include "pager/memory_device.h"
 #include "failing_context.h"
 
 enum { PAGE = 4096 };
@@ -122,6 +123,101 @@ static void pins_give_views_in_order(void **state)
     assert_int_equal(pllm_memory_ensure_resident(memory, tensor, 30 * PAGE, 4 * PAGE), PLLM_OK);
     assert_int_equal(pllm_memory_deallocate(memory, tensor), PLLM_OK);
     pllm_memory_close(memory);
+}
+
+/* Overwriting whole pages brings nothing in; what is covered in part keeps the rest. */
+static void overwriting_brings_nothing_in(void **state)
+{
+    (void)state;
+    pllm_memory *memory = open_memory(NULL, 16, 64, 0);
+    pllm_memory_stats before = {.struct_bytes = sizeof before}, after = before;
+    pllm_tensor tensor;
+    pllm_memory_view views[8];
+    uint32_t count;
+    unsigned char page[PAGE];
+    const uint64_t bytes = 40 * PAGE - 100;
+    assert_int_equal(pllm_memory_allocate(memory, bytes, PLLM_MEMORY_NORMAL, &tensor), PLLM_OK);
+    for (uint64_t at = 0; at < bytes; at += PAGE) {
+        memset(page, 1, PAGE);
+        uint64_t part = bytes - at < PAGE ? bytes - at : PAGE;
+        assert_int_equal(pllm_memory_write(memory, tensor, at, part, page), PLLM_OK);
+    }
+    assert_int_equal(pllm_memory_evict(memory, 16 * PAGE, NULL), PLLM_OK);
+    assert_int_equal(pllm_memory_stats_get(memory, &before), PLLM_OK);
+    /* Nothing is here, and half of page 5 is needed. */
+    const uint64_t first = 1 * PAGE, length = 4 * PAGE + PAGE / 2;
+    assert_int_equal(
+        pllm_memory_pin(memory, tensor, first, length, PLLM_MEMORY_OVERWRITE, views, 8, &count),
+        PLLM_OK);
+    for (uint32_t v = 0; v < count; v++) memset(views[v].data, 2, views[v].bytes);
+    assert_int_equal(pllm_memory_unpin(memory, tensor, first, length), PLLM_OK);
+    assert_int_equal(pllm_memory_stats_get(memory, &after), PLLM_OK);
+    assert_int_equal(after.bytes_in - before.bytes_in, PAGE);
+    /* The end of the tensor is the end of its last page. */
+    assert_int_equal(pllm_memory_evict(memory, 16 * PAGE, NULL), PLLM_OK);
+    assert_int_equal(pllm_memory_pin(memory, tensor, 38 * PAGE, bytes - 38 * PAGE,
+                                     PLLM_MEMORY_OVERWRITE, views, 8, &count),
+                     PLLM_OK);
+    for (uint32_t v = 0; v < count; v++) memset(views[v].data, 3, views[v].bytes);
+    assert_int_equal(pllm_memory_unpin(memory, tensor, 38 * PAGE, bytes - 38 * PAGE), PLLM_OK);
+    before = after;
+    assert_int_equal(pllm_memory_stats_get(memory, &after), PLLM_OK);
+    assert_int_equal(after.bytes_in, before.bytes_in);
+    for (uint64_t at = 0; at < bytes; at += PAGE) {
+        uint64_t part = bytes - at < PAGE ? bytes - at : PAGE;
+        assert_int_equal(pllm_memory_read(memory, tensor, at, part, page), PLLM_OK);
+        for (uint64_t i = 0; i < part; i++) {
+            int want = at + i >= 38 * PAGE ? 3 : at + i >= first && at + i < first + length ? 2 : 1;
+            assert_int_equal(page[i], want);
+        }
+    }
+    assert_int_equal(pllm_memory_pin(memory, tensor, 0, 1, (pllm_memory_mode)3, NULL, 0, NULL),
+                     PLLM_EINVAL);
+    assert_int_equal(pllm_memory_seal(memory, tensor), PLLM_OK);
+    assert_int_equal(pllm_memory_pin(memory, tensor, 0, PAGE, PLLM_MEMORY_OVERWRITE, NULL, 0, NULL),
+                     PLLM_EINVAL);
+    pllm_memory_close(memory);
+}
+
+/* Places are the device's addresses of the same bytes that views show, on a device of one's own. */
+static void places_are_where_views_are(void **state)
+{
+    (void)state;
+    pllm_device *device;
+    pllm_host_device_options host = {.struct_bytes = sizeof host};
+    assert_int_equal(pllm_device_open_host(NULL, &host, &device), PLLM_OK);
+    pllm_memory_options options = {.struct_bytes = sizeof options,
+                                   .vram_limit_bytes = 16 * PAGE,
+                                   .host_memory_bytes = 32 * PAGE,
+                                   .page_bytes = PAGE,
+                                   .prefetch_pages = 2};
+    pllm_memory *memory;
+    assert_int_equal(pllm_memory_open_on(NULL, device, &options, &memory), PLLM_OK);
+    pllm_tensor tensor;
+    pllm_memory_view views[8];
+    pllm_memory_place places[8];
+    uint32_t view_count, place_count;
+    assert_int_equal(pllm_memory_allocate(memory, 40 * PAGE, PLLM_MEMORY_NORMAL, &tensor), PLLM_OK);
+    for (uint64_t at = 100; at + 4 * PAGE < 40 * PAGE; at += 3 * PAGE) {
+        assert_int_equal(
+            pllm_memory_pin(memory, tensor, at, 4 * PAGE, PLLM_MEMORY_WRITE, views, 8, &view_count),
+            PLLM_OK);
+        assert_int_equal(pllm_memory_pin_device(memory, tensor, at, 4 * PAGE, PLLM_MEMORY_READ,
+                                                places, 8, &place_count),
+                         PLLM_OK);
+        assert_int_equal(view_count, place_count);
+        for (uint32_t i = 0; i < place_count; i++) {
+            assert_int_equal(views[i].bytes, places[i].bytes);
+            assert_ptr_equal(views[i].data, device->ops->host_view(device, places[i].address));
+        }
+        assert_int_equal(pllm_memory_pin_device(memory, tensor, at, 1, PLLM_MEMORY_READ, places, 0,
+                                                &place_count),
+                         PLLM_EINVAL);
+        assert_int_equal(pllm_memory_unpin(memory, tensor, at, 4 * PAGE), PLLM_OK);
+        assert_int_equal(pllm_memory_unpin(memory, tensor, at, 4 * PAGE), PLLM_OK);
+    }
+    pllm_memory_close(memory);
+    pllm_device_close(device);
 }
 
 static void handles_go_stale(void **state)
@@ -242,6 +338,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_survive_at_any_offset),
         cmocka_unit_test(pins_give_views_in_order),
+        cmocka_unit_test(overwriting_brings_nothing_in),
+        cmocka_unit_test(places_are_where_views_are),
         cmocka_unit_test(handles_go_stale),
         cmocka_unit_test(limits_and_options_are_kept),
         cmocka_unit_test(every_lost_allocation_is_survived),
