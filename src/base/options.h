@@ -82,7 +82,7 @@ typedef struct pllm_settings {
     uint64_t top_k;
     pllm_string_list stop;
     uint64_t seed;
-    uint64_t window, prefill, decode;
+    uint64_t window, prefill, decode, bytes;
     pllm_uint_list depth, batch, frames;
     const char *record;
     const char *shape, *models;

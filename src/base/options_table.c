@@ -8,7 +8,8 @@ enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR, TRACE
 const pllm_command pllm_commands[] = {
     [RUN] = {"run", "MODEL", 1, 1, "completes a prompt; prints only the generated text"},
     [CHAT] = {"chat", "MODEL", 1, 1, "talks with a model in the terminal"},
-    [BENCH] = {"bench", "[MODEL]", 0, 1, "measures prefill and decode speed at several depths"},
+    [BENCH] = {"bench", "[MODEL|tensor]", 0, 1,
+               "measures prefill and decode speed at several depths; tensor: what paging costs"},
     [LOGITS] = {"logits", "MODEL", 1, 1, "writes the logits of every position of given ids"},
     [PERPLEXITY] = {"perplexity", "MODEL FILE", 2, 2, "scores a text file"},
     [TOKENIZE] = {"tokenize", "MODEL", 1, 1, "turns text into token ids"},
@@ -107,6 +108,8 @@ const pllm_option pllm_options[] = {
     BOOL(suite, ON(BENCH), "measures shapes by contexts by batches; writes tables and plots"),
     STRING(models, ON(BENCH), "NAME,NAME,...", "llama-2-7b,llama-2-70b,mixtral-8x7b",
            "shapes of --suite; NAME:FORMAT for other weights than --weights"),
+    SIZE(bytes, NULL, ON(BENCH), "1GB", 64 * KIB, 0,
+         "of the tensor that bench tensor fills and sums"),
     BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE), "prints JSON"),
 
     STRING(device, ALL, "NAME", "host",
@@ -120,7 +123,7 @@ const pllm_option pllm_options[] = {
     SIZE(nvme_size, NULL, ALL, "0", 0, 0,
          "size of the spill file; 0: none, but with --nvme-path what the context needs"),
     SIZE(page_size, NULL, ALL, "2MiB", 64 * KIB, GIB,
-         "bytes of a weight page; refused until weights are paged, in the next release"),
+         "bytes of a page of bench tensor; refused elsewhere until weights are paged"),
     ENUM(policy, ALL, "static|lru|2q", "static",
          "which pages stay: a fixed share, the latest used, or the often used"),
     ENUM(prefetch_strategy, ALL, "sequential|none", "sequential",

@@ -525,6 +525,7 @@ static int measure_all(cli_program *cli, pllm_engine *engine, const bench_plan *
 int command_bench(cli_program *cli)
 {
     const pllm_settings *settings = cli->settings;
+    if (cli_is_tensor(settings)) return bench_tensor(cli);
     if (settings->suite) return bench_suite(cli);
     char weights[16];
     pllm_settings_text(settings, pllm_option_find("weights"), weights, sizeof weights);

@@ -51,6 +51,7 @@ json_t *bench_result_json(const bench_result *result);
 json_t *bench_engine_json(const pllm_engine *engine, const cli_bandwidth *machine);
 
 int bench_suite(cli_program *cli);
+int bench_tensor(cli_program *cli); /* tensor.c */
 
 /* A line plot: both axes logarithmic, points with y <= 0 left out. Text is printed as it is. */
 enum { PLOT_POINT_MAX = 32, PLOT_LINE_MAX = 32 };

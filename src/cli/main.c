@@ -103,7 +103,9 @@ static int check_bench(const pllm_settings *settings)
     if (file + shape + settings->suite != 1)
         return pllm_fail(
             PLLM_EINVAL, 0,
-            "give bench one of MODEL, --shape NAME with --random-weights, and --suite");
+            "give bench one of MODEL, tensor, --shape NAME with --random-weights, and --suite");
+    if (!cli_is_tensor(settings) && pllm_settings_source(settings, "bytes") == PLLM_FROM_FLAG)
+        return pllm_fail(PLLM_EINVAL, 0, "--bytes is for bench tensor");
     if (shape && !settings->random_weights)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--shape %s has no weights of its own: add --random-weights, or give a "
@@ -141,7 +143,8 @@ static int check_given(const pllm_settings *settings)
 /* What is given and could have no effect is refused, not ignored. */
 static int check(const pllm_settings *settings)
 {
-    if (pllm_settings_given(settings, "page_size"))
+    bool tensor = cli_is_tensor(settings);
+    if (!tensor && pllm_settings_given(settings, "page_size"))
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "--page-size is the size of weight pages, which come with the next "
                          "release: leave it out (KV blocks are 32 tokens)");
@@ -152,7 +155,7 @@ static int check(const pllm_settings *settings)
     for (uint32_t i = 0; i < settings->stop.count; i++)
         if (settings->stop.items[i][0] == '\0')
             return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");
-    bool engine = (settings->positional_count > 0 || settings->shape) &&
+    bool engine = (settings->positional_count > 0 || settings->shape) && !tensor &&
                   strstr(settings->command, "tokenize") == NULL;
     if (!engine && pllm_settings_source(settings, "stats_json") == PLLM_FROM_FLAG)
         return pllm_fail(PLLM_EINVAL, 0, "--stats-json: %s runs no model here, so there are none",

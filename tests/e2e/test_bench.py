@@ -47,6 +47,29 @@ class Bench(ProgramTest):
         self.assertAlmostEqual(result["bound_ms"], result["not_resident_bytes_per_token"]
                                / report["link_bytes_per_second"] * 1e3, delta=1e-3)
 
+    def test_tensor(self):
+        """Paged and plain sums are equal, or the program says that the measurement is void."""
+        report = json.loads(self.succeed("bench", "tensor", "--bytes", "20MB", "--json"))
+        self.assertEqual((report["bytes"], report["not_resident_bytes"]), (20000000, 0))
+        self.assertEqual(report["host_to_device_bytes"] + report["device_to_host_bytes"], 0)
+        self.assertLess(abs(report["sum"]), 5 * 5000000 ** 0.5)
+        half = json.loads(self.succeed("bench", "tensor", "--bytes", "20MB", "--json", "--page-size", "64KiB",
+                                       "--vram-limit", "10MiB", "--link-bandwidth", "1GB"))
+        self.assertEqual(half["sum"], report["sum"])
+        self.assertEqual(half["not_resident_bytes"], 306 * 65536 - (10 << 20))
+        for key, rate in (("host_to_device_bytes", "link_in_bytes_per_second"),
+                          ("device_to_host_bytes", "link_out_bytes_per_second")):
+            self.assertGreaterEqual(half[key], half["not_resident_bytes"])
+            self.assertLess(half[rate], 1.01e9)
+        self.assertGreater(half["over_bound"], 0.9) # faster than the link: something else was measured
+        for arguments, words in ((("--page-size", "96KiB"), "64 KiB"), (("--vram-limit", "64KiB"), "limit")):
+            self.refuse("bench", "tensor", *arguments, words=[words])
+        for arguments, words in (((MODEL, "--bytes", "1GB"), "--bytes"), (("tensor", "--suite"), "one of"),
+                                 (("tensor", "--stats-json", "x"), "--stats-json")):
+            result = self.run_program("bench", *arguments)
+            self.assertEqual((result.returncode, result.stdout), (2, b""), arguments)
+            self.assertIn(words.encode(), result.stderr)
+
     def test_what_goes_together(self):
         for arguments, words in (
                 (("bench",), "MODEL"), (("bench", "--shape", "llama-2-7b"), "--random-weights"),
