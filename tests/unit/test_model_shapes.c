@@ -127,10 +127,10 @@ static float value_at(const pllm_tensor_view *view, const uint8_t *row, uint64_t
 {
     uint32_t per_block = pllm_dtype_block_elements(view->dtype);
     const uint8_t *block = row + i / per_block * pllm_dtype_block_bytes(view->dtype);
-    uint16_t half, minimum;
+    uint16_t half, minimum = 0;
     float single;
     memcpy(&half, block, 2);
-    memcpy(&minimum, block + 2, 2);
+    if (per_block > 1) memcpy(&minimum, block + 2, 2);
     uint32_t at = (uint32_t)(i % per_block), nibble = at < 16 ? 0 : 4;
     float d = pllm_f16_to_f32(half);
     switch (view->dtype) {
