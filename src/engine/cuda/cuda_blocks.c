@@ -32,7 +32,10 @@ static uint32_t ring_count(const cuda_blocks *blocks)
 uint32_t pllm_cuda_blocks_plan(pllm_engine *engine)
 {
     cuda_blocks *blocks = &engine->cuda->blocks;
-    uint64_t all = (uint64_t)engine->cache.group_max * engine->shape.layer_count / 16;
+    uint64_t all = (uint64_t)engine->cache.group_max * engine->shape.layer_count;
+    if (engine->options.kv_limit_bytes / engine->cache.sealed_bytes < all)
+        all = engine->options.kv_limit_bytes / engine->cache.sealed_bytes;
+    all /= 16;
     uint64_t wave = WAVE_BYTES / engine->cache.sealed_bytes;
     if (wave > all / WAVE_GROUPS) wave = all / WAVE_GROUPS;
     if (wave > WAVE_BLOCKS_MAX) wave = WAVE_BLOCKS_MAX;
@@ -123,10 +126,13 @@ static void enter_in_table(pllm_engine *engine, const pass_item *item, uint32_t 
                            uint32_t first, uint32_t end)
 {
     uint32_t *table = table_of(engine, layer, item->sequence->slot);
-    for (uint32_t block = first; block < end; block++)
-        table[block] =
-            pllm_pager_page_frame(engine->pager, engine->cuda->blocks.scratch[block - first]);
-    engine->cuda->blocks.tables_changed = 1;
+    cuda_blocks *blocks = &engine->cuda->blocks;
+    for (uint32_t block = first; block < end; block++) {
+        uint32_t frame = pllm_pager_page_frame(engine->pager, blocks->scratch[block - first]);
+        table[block] = frame;
+        if (frame >= blocks->frame_end) blocks->frame_end = frame + 1;
+    }
+    blocks->tables_changed = 1;
 }
 
 /* Pins blocks [first, end); whose failure it is, if content was lost, is noted. */
@@ -258,6 +264,8 @@ static int choose_targets(pllm_engine *engine)
         if (total + ring > limit) blocks->streaming = 1;
     }
     uint64_t spare = ring_count(blocks) + working;
+    blocks->frame_limit = limit;
+    blocks->working = working;
     share_out(engine, blocks->streaming ? (limit > spare ? (limit - spare) / layers : 0) : total);
     return PLLM_OK;
 }
@@ -368,6 +376,30 @@ static cuda_wave *new_wave(pllm_engine *engine, uint32_t rows)
     return wave;
 }
 
+/* Frames that may still be borrowed: what is not held, nor the ring's, nor needed for new blocks.
+ */
+static void count_borrowable(pllm_engine *engine)
+{
+    cuda_blocks *blocks = &engine->cuda->blocks;
+    uint64_t taken = ring_count(blocks) + blocks->working;
+    for (const pllm_sequence *s = engine->sequences; s; s = s->next)
+        for (uint32_t layer = 0; layer < engine->shape.layer_count; layer++)
+            taken += *held_of(engine, layer, s->slot);
+    blocks->borrowable = taken < blocks->frame_limit ? blocks->frame_limit - taken : 0;
+}
+
+/* Where a block is to be copied from; NULL: it is to be borrowed where it is. */
+static const void *source_of(pllm_engine *engine, pllm_page page)
+{
+    cuda_blocks *blocks = &engine->cuda->blocks;
+    if (pllm_pager_is_resident(engine->pager, page) && blocks->borrowable > 0) return NULL;
+    const void *copy = pllm_pager_host_copy(engine->pager, page);
+    if (copy) return copy;
+    /* Its only copy is in a frame that is needed: written now, it can be streamed. */
+    if (pllm_pager_evict_pages(engine->pager, &page, 1) < 0) return NULL;
+    return pllm_pager_host_copy(engine->pager, page);
+}
+
 /* Brings one block into a place of the wave. Returns 1 if it took a ring frame, 0, or negative. */
 static int plan_block(pllm_engine *engine, const pass_item *item, uint32_t layer, uint32_t block,
                       const cuda_wave *wave, uint32_t used)
@@ -376,11 +408,10 @@ static int plan_block(pllm_engine *engine, const pass_item *item, uint32_t layer
     uint32_t *entry = &table_of(engine, layer, item->sequence->slot)[block];
     engine->pass.layer = layer;
     pllm_page page = pllm_pass_page(&engine->pass, item, block);
-    const void *from = pllm_pager_is_resident(engine->pager, page)
-                           ? NULL
-                           : pllm_pager_host_copy(engine->pager, page);
+    const void *from = source_of(engine, page);
     if (!from) {
         int status = borrow(engine, item, page);
+        if (blocks->borrowable) blocks->borrowable--;
         if (status < 0) return status;
         *entry = pllm_pager_page_frame(engine->pager, page);
         return 0;
@@ -432,6 +463,7 @@ static int plan_waves(pllm_engine *engine, uint32_t rows)
 {
     cuda_blocks *blocks = &engine->cuda->blocks;
     blocks->wave_count = blocks->copy_count = 0;
+    count_borrowable(engine);
     /* Held chunks need no wave: they are attended while the first of the others arrive. */
     blocks->held_ranges = pllm_cuda_args(engine->cuda, 2 * rows, &blocks->held_ranges_va);
     for (uint32_t row = 0; row < rows; row++) {

@@ -190,7 +190,6 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
         ring + engine->cache.block_max + engine->shape.layer_count * engine->cache.sequence_max;
     if (needs.least_frames > (uint64_t)engine->cache.group_max * engine->shape.layer_count)
         needs.least_frames = engine->cache.group_max * engine->shape.layer_count;
-    state->frame_max = engine->cache.group_max * engine->shape.layer_count + needs.extra_pages;
     *needs_out = needs;
     return PLLM_OK;
 }

@@ -422,7 +422,7 @@ static int attend_prompts(pllm_engine *engine, uint32_t layer, const cuda_tile *
                            .scale = state->kv.scale,
                            .sealed = state->kv.frames,
                            .sealed_bytes = state->kv.frame_bytes,
-                           .sealed_count = state->frame_max,
+                           .sealed_count = state->blocks.frame_end,
                            .table = table,
                            .table_stride = cache->block_max,
                            .stage = state->stage,

@@ -79,6 +79,7 @@ typedef struct cuda_blocks {
     pllm_page *scratch;     /* [block_max] */
     uint32_t entered, left; /* layers of this pass; those between are pinned whole */
     int tables_changed;
+    uint32_t frame_end; /* no frame at or past this was ever in a table */
 
     int has_ring, streaming;           /* streaming: this pass does */
     uint32_t wave_blocks, group_count; /* blocks a wave brings at most; waves in flight */
@@ -94,6 +95,8 @@ typedef struct cuda_blocks {
     uint32_t wave_count, wave_room, copy_count, copy_room;
     uint32_t *held_ranges; /* as a wave's */
     pllm_va held_ranges_va;
+    uint64_t frame_limit, working,
+        borrowable;      /* frames: there are; for new blocks; left to borrow */
     pllm_page *borrowed; /* pinned for this pass alone */
     uint32_t borrowed_count, borrowed_room;
     uint64_t streamed_bytes; /* of all time */
@@ -111,7 +114,7 @@ struct pllm_cuda_state {
     pllm_cuda_kv kv;
     pllm_dtype act;       /* of prompt activations */
     uint32_t compute_f32; /* no tensor cores */
-    uint32_t tile_rows, stage_blocks, frame_max;
+    uint32_t tile_rows, stage_blocks;
     int quantised; /* KV: sealed blocks are expanded before prompts attend them */
 
     /* Device addresses in the workspace. */
