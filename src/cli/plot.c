@@ -56,6 +56,17 @@ static void put_line(const frame *f, double x1, double y1, double x2, double y2,
             y1, x2, y2, colour);
 }
 
+/* The logarithm of the nearest 1, 2 or 5 of a decade that is not above value, or not below. */
+static double whole_step(double value, int above)
+{
+    double decade = pow(10, floor(log10(value))), found = decade;
+    for (int i = 1; i < 4; i++) {
+        double step = (double[]){1, 2, 5, 10}[i] * decade;
+        if (above ? found < value : step <= value) found = step;
+    }
+    return log10(found);
+}
+
 /* Ends at whole steps of 1, 2, 5 on y, and a little beyond the points on x. 0: no point at all. */
 static int find_range(frame *f, const plot_line *lines, uint32_t line_count)
 {
@@ -72,8 +83,8 @@ static int find_range(frame *f, const plot_line *lines, uint32_t line_count)
     if (!(most > 0)) return 0;
     f->x_least = log10(left) - 0.1;
     f->x_most = log10(right) + 0.1;
-    f->y_least = floor(log10(least) * 3 - 0.05) / 3;
-    f->y_most = ceil(log10(most) * 3 + 0.05) / 3;
+    f->y_least = whole_step(least * 0.97, 0);
+    f->y_most = whole_step(most * 1.03, 1);
     return 1;
 }
 

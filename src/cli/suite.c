@@ -246,7 +246,7 @@ static void write_prefill_plot(const suite *s, FILE *file)
 {
     plot_line lines[MODEL_MAX] = {0};
     for (uint32_t m = 0; m < s->model_count; m++) {
-        snprintf(lines[m].name, sizeof lines[m].name, "%s", s->names[m]);
+        snprintf(lines[m].name, sizeof lines[m].name, "%s %s", s->names[m], s->formats[m]);
         for (uint32_t c = 0; c < s->context_count; c++) { /* the first batch that was measured */
             const suite_cell *cell = NULL;
             for (uint32_t b = 0; b < s->batch_count; b++) {
