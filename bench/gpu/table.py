@@ -14,6 +14,7 @@ was measured and missed, or 2 for bad usage.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,7 +63,8 @@ RUNS = {
     "host_free": (60, ["bench", MODEL, "--prefill", "0", "--decode", "64", "--depth", "64", "--json"]),
     "host_paged": (60, ["bench", MODEL, "--prefill", "0", "--decode", "64", "--depth", "64", "--json",
                         "--vram-limit", "50MB"]),
-    "tensor": (60, ["bench", "tensor", "--device", "cuda", "--json"]),
+    "tensor_fits": (60, ["bench", "tensor", "--device", "cuda", "--json"]),
+    "tensor_half": (60, ["bench", "tensor", "--device", "cuda", "--json", "--vram-limit", "500MB"]),
     "transformers": (120, [PYTHON, os.path.join(ROOT, "bench", "model", "huggingface.py")]),
 }
 
@@ -87,6 +89,17 @@ class Runs:
         if self.read[name] is None:
             raise Missing(name)
         return self.read[name]
+
+    def log(self, name, expression):
+        """The numbers that the expression finds in the log of a step of scripts/gpu/run.sh."""
+        try:
+            with open(os.path.join(self.folder, name + ".log"), encoding="utf-8", errors="replace") as file:
+                found = re.findall(expression, file.read(), re.MULTILINE)
+        except OSError:
+            found = []
+        if not found:
+            raise Missing(name + ".log")
+        return [float(number) for number in found]
 
     def point(self, name, depth, batch=1):
         for result in self(name)["results"]:
@@ -175,11 +188,22 @@ def suite_steps(*patterns):
 
 
 def lane(name):
-    return lambda runs: (runs("cuda_lanes")[name] / 1e9, None)
+    """A figure of bench_cuda_device."""
+    return lambda runs: (runs("cuda_device")[name], None)
 
 
-def tensor(key):
-    return lambda runs: (runs("tensor")[key], 1)
+def slices(kind):
+    """From the log of bench_cuda_rows: slices of 16 KiB, by a kernel of 8 CTAs."""
+    return lambda runs: (runs.log("bench.rows", rf"^{kind} +of +16 KiB +[\d.]+ +([\d.]+)")[0], None)
+
+
+def tiny_llama(form):
+    """The largest relative error of a logit that the engine's test on the GPU met."""
+    return lambda runs: (max(runs.log("test.engine", rf"llama\S*, {form}: relative error ([\d.e+-]+)")), None)
+
+
+def tensor(name, key):
+    return lambda runs: (runs(name)[key], None)
 
 
 # ---- goals: (what, unit, look, "least" or "most", goal, gate or None) ------------------------------------
@@ -188,6 +212,8 @@ GOALS = [
     ("Suites of the host device on CUDA: steps that failed", "", suite_steps("test"), MOST, 0, None),
     ("memcheck, racecheck, synccheck: steps that failed", "", suite_steps("memcheck", "racecheck", "synccheck"), MOST,
      0, None),
+    ("Tiny llama references, f32: relative logit error", "", tiny_llama("f32"), MOST, 1e-4, None),
+    ("the same, bf16", "", tiny_llama("bf16"), MOST, 2e-2, None),
     ("SmolLM2 perplexity, off the reference by", "%", perplexity, MOST, 0.5, None),
     ("Llama-2-7B bf16, decode at 2K", "tok/s", decode("llama2", 2048), LEAST, 245, 225),
     ("the same at 64K", "tok/s", decode("llama2", 65536), LEAST, 80, None),
@@ -213,13 +239,13 @@ GOALS = [
     ("64K prefill of 7B under 8GB, layer-major: time / bound", "x", layer_major, MOST, 1.15, None),
     ("An idle 64K sequence of the 8B shape resumed: first token", "s", resumed, MOST, 0.19, None),
     ("Host device, SmolLM2's weights paged at half: time / allowed", "x", host_paged, MOST, 1, None),
-    ("DMA to the device", "GB/s", lane("in_bytes_per_second"), LEAST, 52, None),
-    ("DMA from the device", "GB/s", lane("out_bytes_per_second"), LEAST, 52, None),
-    ("Gather of 16 KiB slices", "GB/s", lane("gather_bytes_per_second"), LEAST, 49, None),
-    ("Scatter of 16 KiB slices", "GB/s", lane("scatter_bytes_per_second"), LEAST, 49, None),
-    ("Mapping from kept 16 MiB chunks", "GB/s", lane("map_bytes_per_second"), LEAST, 500, None),
-    ("Tensor of 250M floats, paged / plain, when it fits", "x", tensor("fits_ratio"), MOST, 1.05, None),
-    ("the same when half fits: time / link bound", "x", tensor("half_ratio"), MOST, 1.1, None),
+    ("DMA to the device", "GB/s", lane("dma_in_16384_kib_gb_s"), LEAST, 52, None),
+    ("DMA from the device", "GB/s", lane("dma_out_16384_kib_gb_s"), LEAST, 52, None),
+    ("Gather of 16 KiB slices, 8 CTAs", "GB/s", slices("gather"), LEAST, 49, None),
+    ("Scatter of 16 KiB slices, 8 CTAs", "GB/s", slices("scatter"), LEAST, 49, None),
+    ("Mapping from kept 16 MiB chunks", "GB/s", lane("map_16384_kib_gb_s"), LEAST, 500, None),
+    ("Tensor of 250M floats that fits: paging costs", "x", tensor("tensor_fits", "overhead"), MOST, 0.05, None),
+    ("the same when half fits: time / bound", "x", tensor("tensor_half", "over_bound"), MOST, 1.1, None),
 ]
 
 

@@ -152,7 +152,7 @@ static int measure_link(pllm_device *device, double *bytes_per_second_out)
 
 static int time_reads(probe *p, pllm_cuda_function *function, uint32_t grid_x, uint64_t *ns_out)
 {
-    enum { LAUNCHES = 16 }; /* the first ones hide what submitting costs */
+    enum { LAUNCHES = 8 }; /* the first ones hide what submitting costs */
     uint64_t pieces = p->bytes / 16;
     void *parameters[] = {&p->va, &pieces, &p->va};
     pllm_cuda_grid grid = {.x = grid_x, .y = 1, .z = 1, .threads = 512};
@@ -165,14 +165,14 @@ static int time_reads(probe *p, pllm_cuda_function *function, uint32_t grid_x, u
     return status < 0 ? status : synced;
 }
 
-/* More than its cache holds, by a kernel that only reads; the best of a few grids. Leaves 0 where
+/* Many times what its cache holds, by a kernel that only reads; the best of a few grids. Leaves 0 where
  * this build has no kernels. */
 static int measure_cuda_read(pllm_device *device, double *bytes_per_second_out)
 {
     const pllm_fatbin *fatbin = pllm_fatbin_find("linear_plain");
     if (!fatbin) return PLLM_OK;
     pllm_cuda_attributes attributes = {.struct_bytes = sizeof attributes};
-    probe p = {.device = device, .bytes = 512 << 20};
+    probe p = {.device = device, .bytes = 2ull << 30};
     pllm_cuda_module *module = NULL;
     pllm_cuda_function *function;
     int status = pllm_cuda_attributes_get(device, &attributes);

@@ -17,6 +17,7 @@
 #include "base/context.h"
 #include "base/size.h"
 #include "cli/bench.h"
+#include "device/cuda.h"
 #include "engine/parts.h"
 #include "kernels/kv_format.h"
 
@@ -56,7 +57,8 @@ static pllm_dtype kv_dtype(const cli_program *cli, pllm_dtype weights)
         [PLLM_OPTION_KV_INT4] = PLLM_INT4,
     };
     if (cli->settings->kv_format != PLLM_OPTION_KV_AUTO) return types[cli->settings->kv_format];
-    return weights == PLLM_F32 || weights == PLLM_BF16 ? PLLM_F32 : PLLM_F16;
+    int on_host = strcmp(cli->settings->device, "host") == 0;
+    return weights == PLLM_F32 || (weights == PLLM_BF16 && on_host) ? PLLM_F32 : PLLM_F16;
 }
 
 int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memory_out)
@@ -205,6 +207,12 @@ static void set_bound(bench_run *run, const cli_bandwidth *machine, uint64_t rea
     r->of_bound = r->bound_ms / r->decode_ms_median;
 }
 
+/* Pages, and what came for one use only. */
+static uint64_t link_bytes_in(const pllm_engine_stats *stats)
+{
+    return stats->host_to_device_bytes + stats->weight_stream_bytes + stats->kv_stream_bytes;
+}
+
 static int judge(bench_run *run, const cli_bandwidth *machine, const pllm_engine_stats *before,
                  const pllm_engine_stats *after)
 {
@@ -214,7 +222,10 @@ static int judge(bench_run *run, const cli_bandwidth *machine, const pllm_engine
         batch * (pllm_sequence_length(run->sequences[0]) / 32 * 32) * run->info.kv_bytes_per_token;
     uint64_t room = (uint64_t)after->frames_limit * after->frame_bytes;
     uint64_t read = run->step_weights + kv, missing = kv > room ? kv - room : 0;
-    uint64_t host = (after->host_to_device_bytes - before->host_to_device_bytes) / n;
+    /* On the host every matrix is where it is computed on, and nobody counts. */
+    if (after->weight_resident_bytes > 0)
+        missing += run->info.weight_bytes - after->weight_resident_bytes;
+    uint64_t host = (link_bytes_in(after) - link_bytes_in(before)) / n;
     uint64_t disk = (after->disk_to_device_bytes - before->disk_to_device_bytes) / n;
     r->read_per_token = read / batch;
     r->missing_per_token = missing / batch;
@@ -299,7 +310,7 @@ static int time_fill(bench_run *run)
     int status = pllm_engine_stats_get(run->engine, &before);
     if (status == PLLM_OK) status = time_prompt(run, 0, r->depth, &r->fill_ms, &runs);
     if (status == PLLM_OK) status = pllm_engine_stats_get(run->engine, &after);
-    r->fill_in = (after.host_to_device_bytes - before.host_to_device_bytes) / runs;
+    r->fill_in = (link_bytes_in(&after) - link_bytes_in(&before)) / runs;
     r->fill_out = (after.device_to_host_bytes - before.device_to_host_bytes) / runs;
     uint64_t begun = pllm_clock_ns();
     for (uint32_t i = 1; status == PLLM_OK && i < r->batch; i++)
@@ -437,7 +448,12 @@ json_t *bench_engine_json(const pllm_engine *engine, const cli_bandwidth *machin
     add_count(o, "weight_bytes", info.weight_bytes);
     add_count(o, "step_weight_bytes", step_weight_bytes(engine, info.weight_bytes));
     add_count(o, "workspace_bytes", info.workspace_bytes);
+    add_count(o, "weight_resident_bytes", stats.weight_resident_bytes);
     add_count(o, "device_bytes_peak", stats.device_bytes_peak);
+    uint64_t before, now; /* what the driver sees, less what was in use before */
+    pllm_device *device = pllm_engine_device(engine);
+    if (pllm_cuda_is(device) && pllm_cuda_memory_used(device, &before, &now) == PLLM_OK)
+        add_count(o, "device_bytes_seen", now > before ? now - before : 0);
     add_real(o, "device_read_bytes_per_second", machine->read_bytes_per_second);
     add_real(o, "link_bytes_per_second", machine->link_bytes_per_second);
     return o;

@@ -566,6 +566,11 @@ void pllm_engine_check(const pllm_engine *engine)
     pllm_pager_check(engine->pager);
 }
 
+pllm_device *pllm_engine_device(const pllm_engine *engine)
+{
+    return engine->device;
+}
+
 const pllm_model *pllm_engine_model(const pllm_engine *engine)
 {
     return engine->model;

@@ -23,6 +23,7 @@ int pllm_engine_write_trace(const pllm_engine *engine, const char *path);
 /* The invariants of kv_cache.h and pager.h, checked; for tests. */
 void pllm_engine_check(const pllm_engine *engine);
 
+pllm_device *pllm_engine_device(const pllm_engine *engine);             /* borrowed */
 const pllm_model *pllm_engine_model(const pllm_engine *engine);         /* borrowed */
 const pllm_tokenizer *pllm_engine_tokenizer(const pllm_engine *engine); /* NULL: it has none */
 
