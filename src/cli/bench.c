@@ -94,18 +94,18 @@ static uint64_t least_of(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine)
+int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine,
+               int below_device)
 {
     const pllm_settings *s = cli->settings;
     uint64_t need = memory->weight_bytes + memory->kv_bytes + memory->other_bytes;
     uint64_t room = machine->device.free_bytes, below = 0;
     if (strcmp(s->device, "host") != 0) {
-        /* What does not fit may lie in host memory, and on disk, if that was asked for. */
         room = least_of(room, s->vram_limit);
-        if (pllm_settings_given(s, "host_memory") || pllm_settings_given(s, "vram_limit") ||
-            pllm_settings_given(s, "kv_limit"))
+        if (below_device) {
             below = least_of(s->host_memory, machine->memory.host.free_bytes / 10 * 9);
-        if (s->nvme_path || s->nvme_size) below += least_of(s->nvme_size, UINT64_MAX / 4);
+            if (s->nvme_path || s->nvme_size) below += least_of(s->nvme_size, UINT64_MAX / 4);
+        }
     }
     if (need <= room + below) return PLLM_OK;
     char weights[PLLM_SIZE_TEXT_BYTES], kv[PLLM_SIZE_TEXT_BYTES], have[PLLM_SIZE_TEXT_BYTES];
@@ -559,7 +559,7 @@ int command_bench(cli_program *cli)
     if (status == PLLM_OK && settings->shape) {
         bench_memory memory;
         status = bench_memory_of(cli, &plan, &memory);
-        if (status == PLLM_OK) status = bench_fits(cli, &memory, &machine);
+        if (status == PLLM_OK) status = bench_fits(cli, &memory, &machine, 1);
     }
     pllm_engine *engine = NULL;
     if (status == PLLM_OK) status = cli_engine_open(cli, &plan.need, &engine);

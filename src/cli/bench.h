@@ -40,8 +40,10 @@ typedef struct bench_memory {
 } bench_memory;
 /* Of a shape, computed: nothing is opened. Errors: as pllm_model_open_shape. */
 int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memory_out);
-/* OK, or ENOMEM with a sentence. */
-int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine);
+/* OK, or ENOMEM with a sentence. below_device: what does not fit on a GPU may lie in host memory,
+ * and on disk. */
+int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine,
+               int below_device);
 
 /* Opens nothing but sequences. result: depth and batch are set. */
 int bench_measure(pllm_engine *engine, const bench_plan *plan, const cli_bandwidth *machine,
