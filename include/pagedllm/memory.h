@@ -36,7 +36,7 @@ typedef uint64_t pllm_tensor;           /* 0: none */
 typedef struct pllm_memory_options {
     uint32_t struct_bytes;         /* sizeof(pllm_memory_options) */
     uint32_t tensor_max;           /* tensors at once; 0: 1,024 */
-    const char *device;            /* NULL: "host" */
+    const char *device;            /* "host" (NULL), "cuda", "cuda:1", "cuda:GPU-<uuid>" */
     uint64_t vram_limit_bytes;     /* of the device; 0: no limit */
     uint64_t host_memory_bytes;    /* for pages that left the device; 0: none; PLLM_UNLIMITED */
     const char *nvme_path;         /* folder of the spill file; NULL: the user's cache folder */
@@ -51,7 +51,7 @@ typedef struct pllm_memory_options {
 
 /* Ownership: borrows context (may be NULL); caller owns *memory_out. Errors: EINVAL, ENOMEM,
  * ENODEVMEM (the limit holds not even one page), EDEVICE, EIO (the spill file's folder), ELIMIT (no
- * room for it), EUNSUPPORTED (device); then *memory_out is NULL. */
+ * room for it), EUNSUPPORTED (no such device here); then *memory_out is NULL. */
 PLLM_API int pllm_memory_open(const pllm_context *context, const pllm_memory_options *options,
                               pllm_memory **memory_out);
 PLLM_API void pllm_memory_close(pllm_memory *memory); /* frees all tensors; NULL is fine */
@@ -94,7 +94,8 @@ typedef enum pllm_memory_mode {
 } pllm_memory_mode;
 
 typedef struct pllm_memory_view {
-    void *data;
+    void *data; /* NULL on a device that the CPU can't read: read and write copy, kernels see places
+                 */
     uint64_t bytes;
 } pllm_memory_view;
 

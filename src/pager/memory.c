@@ -12,6 +12,8 @@
  * Threads: one caller at a time. */
 #include <pagedllm/memory.h>
 #include <string.h>
+#include "device/open.h"
+#include "pager/memory_copy.h"
 #include "pager/memory_device.h"
 #include "pager/pager.h"
 
@@ -35,6 +37,7 @@ struct pllm_memory {
     pllm_device *device, *own_device; /* own: closed with the memory */
     pllm_budget *budget;
     pllm_pager *pager;
+    memory_copier copier; /* for devices that the CPU can't read */
     uint64_t page_bytes, tensor_bytes;
     uint32_t tensor_max, tensor_count, free_slot;
     memory_tensor *tensors;
@@ -140,7 +143,8 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
     int status = PLLM_OK;
     if (!memory->device) {
         pllm_host_device_options host = {.struct_bytes = sizeof host};
-        status = pllm_device_open_host(memory->context, &host, &memory->own_device);
+        status =
+            pllm_device_open_name(memory->context, options->device, &host, &memory->own_device);
         memory->device = memory->own_device;
     }
     if (status == PLLM_OK) status = plan_pages(options, memory->device, plan);
@@ -153,10 +157,6 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
 int pllm_memory_open(const pllm_context *context, const pllm_memory_options *options,
                      pllm_memory **memory_out)
 {
-    if (options && options->struct_bytes >= sizeof *options && options->device &&
-        strcmp(options->device, "host"))
-        return pllm_fail(PLLM_EUNSUPPORTED, 0, "device '%s' is not one that this build has: host",
-                         options->device);
     return pllm_memory_open_on(context, NULL, options, memory_out);
 }
 
@@ -196,6 +196,7 @@ static void tensor_release(pllm_memory *memory, memory_tensor *tensor)
 void pllm_memory_close(pllm_memory *memory)
 {
     if (!memory) return;
+    pllm_memory_copier_close(&memory->copier);
     pllm_pager_close(memory->pager);
     if (memory->budget) pllm_budget_close(memory->budget);
     pllm_device_close(memory->own_device);
@@ -343,6 +344,36 @@ static int page_pin(pllm_memory *memory, memory_tensor *tensor, uint32_t index, 
     return status < 0 ? explain(memory, status, 1) : PLLM_OK;
 }
 
+/* Bytes into a pinned page (from NULL: zeros) or out of it, by its view or by the device. */
+static int page_store(pllm_memory *memory, memory_tensor *tensor, uint32_t index, void *view,
+                      uint64_t within, const void *from, uint64_t bytes)
+{
+    if (view) {
+        if (from)
+            memcpy((char *)view + within, from, bytes);
+        else
+            memset((char *)view + within, 0, bytes);
+        return PLLM_OK;
+    }
+    pllm_va to = pllm_pager_page_va(memory->pager, tensor->pages[index]) + within;
+    int status = pllm_memory_copier_open(&memory->copier, memory->device);
+    if (status < 0) return status;
+    return from ? pllm_memory_copy_in(&memory->copier, to, from, bytes)
+                : pllm_memory_copy_zero(&memory->copier, to, bytes);
+}
+
+static int page_load(pllm_memory *memory, memory_tensor *tensor, uint32_t index, const void *view,
+                     uint64_t within, void *to, uint64_t bytes)
+{
+    if (view) {
+        memcpy(to, (const char *)view + within, bytes);
+        return PLLM_OK;
+    }
+    pllm_va from = pllm_pager_page_va(memory->pager, tensor->pages[index]) + within;
+    int status = pllm_memory_copier_open(&memory->copier, memory->device);
+    return status < 0 ? status : pllm_memory_copy_out(&memory->copier, to, from, bytes);
+}
+
 /* Gives content, zero, to a page that has none. */
 static int page_make(pllm_memory *memory, memory_tensor *tensor, uint32_t index)
 {
@@ -350,11 +381,11 @@ static int page_make(pllm_memory *memory, memory_tensor *tensor, uint32_t index)
     void *view;
     int status = page_pin(memory, tensor, index, PLLM_PIN_NEW, &view);
     if (status < 0) return status;
-    memset(view, 0, memory->page_bytes);
-    tensor->written[index] = 1;
-    if (tensor->sealed) pllm_pager_seal(memory->pager, tensor->pages[index]);
+    status = page_store(memory, tensor, index, view, 0, NULL, memory->page_bytes);
+    if (status == PLLM_OK) tensor->written[index] = 1;
+    if (status == PLLM_OK && tensor->sealed) pllm_pager_seal(memory->pager, tensor->pages[index]);
     pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
-    return PLLM_OK;
+    return status;
 }
 
 static int fail_sealed(pllm_tensor handle)
@@ -382,8 +413,8 @@ int pllm_memory_write(pllm_memory *memory, pllm_tensor handle, uint64_t offset, 
         if (status == PLLM_OK)
             status = page_pin(memory, tensor, index, whole ? PLLM_PIN_NEW : PLLM_PIN_WRITE, &view);
         if (status < 0) break;
-        memcpy((char *)view + within, from, part);
-        tensor->written[index] = 1;
+        status = page_store(memory, tensor, index, view, within, from, part);
+        if (status == PLLM_OK) tensor->written[index] = 1;
         pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
         from += part;
         bytes -= part;
@@ -407,7 +438,7 @@ int pllm_memory_read(pllm_memory *memory, pllm_tensor handle, uint64_t offset, u
             void *view;
             status = page_pin(memory, tensor, index, PLLM_PIN_READ, &view);
             if (status < 0) break;
-            memcpy(to, (char *)view + within, part);
+            status = page_load(memory, tensor, index, view, within, to, part);
             pllm_pager_unpin(memory->pager, &tensor->pages[index], 1);
         } else {
             memset(to, 0, part); /* needs no page */
