@@ -1,6 +1,5 @@
 /* doctor.c - pagedllm doctor: what this machine has, measured, and what is missing and how to get
  * it. */
-#include <dlfcn.h>
 #include <numa.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,20 +10,25 @@
 #include "base/context.h"
 #include "base/size.h"
 #include "cli/cli.h"
+#include "device/cuda.h"
+#include "kernels/cuda/fatbin.h"
 #include "kernels/kernels.h"
 #include "tier/disk.h"
+
+enum { GPUS_MAX = 16 };
 
 typedef struct findings {
     uint32_t memory_nodes;
     const char *kernels;
     cli_memory memory;
     double disk_write_bytes_per_second, disk_read_bytes_per_second;
-    char disk_name[16], disk_note[160], disk_problem[1024], cuda[160];
+    char disk_name[16], disk_note[160], disk_problem[1024], cuda[1024];
     char disk_folder[256];
     uint64_t disk_free_bytes, memlock_bytes;
     const char *missing[8]; /* what is missing, what for, and how to get it */
     uint32_t missing_count;
-    int driver;
+    pllm_cuda_listing gpus[GPUS_MAX];
+    uint32_t gpu_count; /* 0: cuda says why */
     /* of MODEL, where one is given */
     int has_model;
     pllm_engine_info model;
@@ -97,13 +101,15 @@ static void measure_disk(const cli_program *cli, findings *f)
 
 static void look_for_cuda(findings *f)
 {
-    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-    f->driver = driver != NULL;
-    snprintf(f->cuda, sizeof f->cuda, "%s",
-             driver ? "an NVIDIA driver is here, but this build is host-only: the CUDA device "
-                      "comes in a later release"
-                    : "no NVIDIA driver (libcuda.so.1): host only");
-    if (driver) dlclose(driver);
+    uint32_t count;
+    int status = pllm_cuda_list(NULL, f->gpus, GPUS_MAX, &count);
+    f->gpu_count = count < GPUS_MAX ? count : GPUS_MAX;
+    if (status < 0)
+        snprintf(f->cuda, sizeof f->cuda, "%s", pllm_last_error()->text);
+    else
+        snprintf(f->cuda, sizeof f->cuda, "%u GPU%s, driver %s for CUDA %u.%u", count,
+                 count == 1 ? "" : "s", f->gpus[0].driver[0] ? f->gpus[0].driver : "unknown",
+                 f->gpus[0].cuda_major, f->gpus[0].cuda_minor);
 }
 
 static void miss(findings *f, const char *what)
@@ -128,7 +134,9 @@ static void look_for_what_is_missing(findings *f)
                 "memlock in /etc/security/limits.conf");
     if (strcmp(f->kernels, "avx512") != 0 && strcmp(f->kernels, "avx2") != 0)
         miss(f, "vector kernels for this processor (AVX2 or AVX-512): plain C runs, slower");
-    if (f->driver) miss(f, "the CUDA device: this build is host-only, a later release brings it");
+    if (f->gpu_count > 0 && !pllm_fatbins[0])
+        miss(f,
+             "kernels for the GPU: this build was made without nvcc; build it where there is one");
 }
 
 static void look_at_model(cli_program *cli, findings *f)
@@ -157,16 +165,32 @@ static json_t *model_json(const findings *f)
                      (int)m->has_tokenizer);
 }
 
+static json_t *gpus_json(const findings *f)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < f->gpu_count; i++) {
+        const pllm_cuda_listing *g = &f->gpus[i];
+        json_array_append_new(
+            list, json_pack("{s:o,s:s,s:i,s:i,s:i,s:I,s:s,s:i,s:i}", "name", cli_json_text(g->name),
+                            "uuid", g->uuid, "sm", (int)(g->major * 10 + g->minor), "index", (int)i,
+                            "sm_count", (int)g->sm_count, "total_bytes", (json_int_t)g->total_bytes,
+                            "driver", g->driver, "cuda_major", (int)g->cuda_major, "cuda_minor",
+                            (int)g->cuda_minor));
+    }
+    return list;
+}
+
 static int report_json(const findings *f)
 {
     json_t *missing = json_array();
     for (uint32_t i = 0; i < f->missing_count; i++)
         json_array_append_new(missing, json_string(f->missing[i]));
     json_t *root = json_pack(
-        "{s:s,s:i,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:s,s:o}", "version",
-        pllm_version(), "threads", (int)f->memory.threads, "memory_nodes", (int)f->memory_nodes,
-        "kernels", f->kernels, "host_total_bytes", (json_int_t)f->memory.host.total_bytes,
-        "host_free_bytes", (json_int_t)f->memory.host.free_bytes, "memory_read_bytes_per_second",
+        "{s:s,s:i,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:o,s:o,s:o}",
+        "version", pllm_version(), "threads", (int)f->memory.threads, "memory_nodes",
+        (int)f->memory_nodes, "kernels", f->kernels, "host_total_bytes",
+        (json_int_t)f->memory.host.total_bytes, "host_free_bytes",
+        (json_int_t)f->memory.host.free_bytes, "memory_read_bytes_per_second",
         f->memory.read_bytes_per_second, "memory_copy_bytes_per_second",
         f->memory.copy_bytes_per_second, "memory_copy_all_threads_bytes_per_second",
         f->memory.copy_all_bytes_per_second, "disk", f->disk_name, "disk_folder",
@@ -175,7 +199,7 @@ static int report_json(const findings *f)
         "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
         f->disk_read_bytes_per_second, "memlock_bytes",
         f->memlock_bytes > INT64_MAX ? (json_int_t)-1 : (json_int_t)f->memlock_bytes, "cuda",
-        f->cuda, "missing", missing);
+        cli_json_text(f->cuda), "gpus", gpus_json(f), "missing", missing);
     if (root && f->has_model) json_object_set_new(root, "model", model_json(f));
     return cli_print_json(root);
 }
@@ -218,6 +242,12 @@ static int report_text(const findings *f)
            pllm_size_text(f->memory.host.total_bytes, total, sizeof total),
            pllm_size_text(f->memory.host.free_bytes, unused, sizeof unused));
     printf("device     cuda: %s\n", f->cuda);
+    for (uint32_t i = 0; i < f->gpu_count; i++) {
+        const pllm_cuda_listing *g = &f->gpus[i];
+        printf("           cuda:%u: %s, sm_%u%u, %u multiprocessors, %s, %s\n", i, g->name,
+               g->major, g->minor, g->sm_count, pllm_size_text(g->total_bytes, total, sizeof total),
+               g->uuid);
+    }
     printf("memory     read %.1f GB/s with %u threads, copied %.1f GB/s with one, %.1f with all\n",
            f->memory.read_bytes_per_second * 1e-9, f->memory.threads,
            f->memory.copy_bytes_per_second * 1e-9, f->memory.copy_all_bytes_per_second * 1e-9);

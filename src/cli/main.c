@@ -16,6 +16,7 @@
 #include "base/context.h"
 #include "base/log.h"
 #include "cli/cli.h"
+#include "device/open.h"
 
 static volatile sig_atomic_t caught_signal;
 static int signal_pipe[2] = {-1, -1};
@@ -152,6 +153,7 @@ static int check(const pllm_settings *settings)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--%s 0 leaves nothing to work in: give a size such as 24GB, or unlimited",
                          settings->vram_limit == 0 ? "vram-limit" : "kv-limit");
+    if (pllm_device_name_check(settings->device) < 0) return PLLM_EINVAL;
     for (uint32_t i = 0; i < settings->stop.count; i++)
         if (settings->stop.items[i][0] == '\0')
             return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");

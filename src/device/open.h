@@ -9,5 +9,7 @@
 int pllm_device_open_name(const pllm_context *context, const char *name,
                           const pllm_host_device_options *host, pllm_device **device_out);
 int pllm_device_name_is_cuda(const char *name);
+/* Is it such a name at all, whether or not the device is there? EINVAL with a sentence if not. */
+int pllm_device_name_check(const char *name);
 
 #endif

@@ -224,13 +224,17 @@ class Commands(ProgramTest):
 
     def test_options_without_effect_are_refused(self):
         for options, word in ((("--page-size", "1MiB"), "page-size"),
-                              (("--device", "cuda:1"), "host-only"),
                               (("--device", "tpu"), "tpu"),
                               (("--kv-limit", "0"), "kv-limit"),
                               (("--stop", ""), "stop")):
             result = self.run_program("run", MODEL, "--prompt", "x", *options)
             self.assertEqual((result.returncode, result.stdout), (2, b""), options)
             self.assertIn(word.encode(), result.stderr)
+        # The right word, but no machine has so many GPUs, and most have no driver: it says which.
+        nowhere = self.run_program("run", MODEL, "--prompt", "x", "--device", "cuda:999")
+        self.assertEqual((nowhere.returncode, nowhere.stdout), (1, b""))
+        self.assertRegex(nowhere.stderr, b"no NVIDIA driver|finds no GPU|no GPU number 999")
+        self.assertEqual(len(nowhere.stderr.splitlines()), 1)
         self.refuse("tokenize", MODEL, "--text", "x", "--stats-json",
                     os.path.join(self.scratch, "s.json"), words=["stats-json"])
 

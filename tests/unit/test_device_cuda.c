@@ -13,6 +13,7 @@
 #include <cmocka.h>
 #include "device/cuda.h"
 #include "device/cuda_driver.h"
+#include "device/open.h"
 #include "failing_context.h"
 #include "../fake/fake_cuda.h"
 
@@ -150,6 +151,27 @@ static void gpus_are_chosen_by_number_and_uuid(void **state)
     refused(&options, PLLM_EUNSUPPORTED, "virtual memory");
     fake->device_count = 0;
     refused(&options, PLLM_EUNSUPPORTED, "finds no GPU");
+}
+
+static void names_mean_devices(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"host", "cuda", "cuda:0", "cuda:131", "cuda:GPU-0a", NULL};
+    static const char *const bad[] = {"",        "Host",    "cudas",     "cuda:",   "cuda:-1",
+                                      "cuda:0x", "cuda: 1", "cuda:uuid", "cuda:1,2"};
+    for (uint32_t i = 0; i < sizeof good / sizeof good[0]; i++)
+        assert_int_equal(pllm_device_name_check(good[i]), PLLM_OK);
+    for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        pllm_device *device = (pllm_device *)fake;
+        assert_int_equal(pllm_device_name_check(bad[i]), PLLM_EINVAL);
+        assert_int_equal(pllm_device_open_name(NULL, bad[i], NULL, &device), PLLM_EINVAL);
+        assert_null(device);
+    }
+    assert_true(pllm_device_name_is_cuda("cuda:3") && !pllm_device_name_is_cuda("host"));
+    pllm_device *device;
+    assert_int_equal(pllm_device_open_name(NULL, NULL, NULL, &device), PLLM_OK);
+    assert_string_equal(device->ops->name, "host");
+    pllm_device_close(device);
 }
 
 static void a_driver_that_does_not_start_says_why(void **state)
@@ -666,6 +688,7 @@ int main(void)
         CASE(an_old_driver_is_told_its_version),
         CASE(a_missing_call_is_named),
         CASE(gpus_are_chosen_by_number_and_uuid),
+        CASE(names_mean_devices),
         CASE(a_driver_that_does_not_start_says_why),
         CASE(gpus_are_listed),
         CASE(memory_in_use_is_nvml_s_figure),
