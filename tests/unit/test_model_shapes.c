@@ -253,6 +253,29 @@ static void test_engine_runs_on_it(void **state)
     assert_int_equal(pllm_engine_open(NULL, NULL, &options, &engine), PLLM_EINVAL);
 }
 
+/* The last allocations of an open are the panels and rows of the last matrices. */
+static void test_engine_gives_back_what_it_packed(void **state)
+{
+    (void)state;
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .context_max = 64,
+                                   .shape = "smollm2-135m",
+                                   .weights = "q4_0"};
+    failing_context failing;
+    failing_context_init(&failing, FAILING_NEVER);
+    pllm_engine *engine;
+    assert_int_equal(pllm_engine_open(&failing.context, NULL, &options, &engine), PLLM_OK);
+    uint64_t calls = failing.call_count;
+    pllm_engine_close(engine);
+    failing_context_check(&failing);
+    for (uint64_t back = 1; back <= 3; back++) {
+        failing_context_init(&failing, calls - back);
+        assert_int_equal(pllm_engine_open(&failing.context, NULL, &options, &engine), PLLM_ENOMEM);
+        assert_null(engine);
+        failing_context_check(&failing);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_open_survives_every_failure),
         cmocka_unit_test(test_engine_runs_on_it),
+        cmocka_unit_test(test_engine_gives_back_what_it_packed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
