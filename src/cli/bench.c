@@ -84,6 +84,8 @@ int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memo
                                batch * s->layer_count * pllm_kv_block_bytes(&kv, kv.open);
         memory_out->other_bytes =
             (rows * row + partials * (s->head_dim + 2) + 16ull * s->vocab_size) * sizeof(float);
+        if (strcmp(cli->settings->device, "host") != 0)
+            memory_out->other_bytes += 1 << 30; /* code, libraries and their workspaces */
     }
     pllm_model_close(model);
     return status;
