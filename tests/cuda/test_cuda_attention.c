@@ -259,6 +259,7 @@ static void poison(const world *w)
 static void run(const world *w, uint32_t first, uint32_t rows, float *out)
 {
     pllm_cuda_decode d = world_decode(w, first, rows);
+    if (rows > 1) d.chunk_bound = 100; /* large grids have kernels of their own */
     poison(w);
     ok(pllm_cuda_attend_decode(attention, stream, &d));
     ok(pllm_cuda_attend_merge(attention, stream, &d, w->out_there.va, q_count(w)));
@@ -451,6 +452,31 @@ static void bits_are_the_rows_own(void **state)
             check_bits(&w, other, together, w.rows, "with a smaller grid");
             free(together);
             free(other);
+            world_close(&w);
+        }
+}
+
+/* So many CTAs that the kernels for few of them are not taken, each going through all chunks. */
+static void ctas_go_on_to_other_chunks(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[] = {1000, 1, 300, 40, 64, 95, 33, 520};
+    for (uint32_t f = 1; f < COUNT(formats); f++)
+        for (uint32_t i = 0; i < 2; i++) {
+            if (small() && i == 1) continue;
+            world w =
+                world_open(formats[f], small() ? 34 : 40, 1 + f, dims[i], lengths, COUNT(lengths));
+            uint64_t count = w.rows * q_count(&w);
+            float *one = malloc(count * sizeof *one), *many = malloc(count * sizeof *many);
+            pllm_cuda_decode d = world_decode(&w, 0, w.rows);
+            run(&w, 0, w.rows, many);
+            poison(&w);
+            run_wave(&w, 0, ~0u, 1);
+            ok(pllm_cuda_attend_merge(attention, stream, &d, w.out_there.va, q_count(&w)));
+            memory_get(one, w.out_there.va, count * sizeof *one);
+            check_bits(&w, one, many, w.rows, "chunk after chunk");
+            free(one);
+            free(many);
             world_close(&w);
         }
 }
@@ -665,6 +691,7 @@ int main(void)
         cmocka_unit_test(long_rows_match_the_reference),
         cmocka_unit_test(a_window_hides_what_is_before_it),
         cmocka_unit_test(bits_are_the_rows_own),
+        cmocka_unit_test(ctas_go_on_to_other_chunks),
         cmocka_unit_test(unwritten_rows_do_not_matter),
         cmocka_unit_test(a_graph_follows_the_lengths),
         cmocka_unit_test(merge_rounds_to_the_type_asked_for),

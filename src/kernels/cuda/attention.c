@@ -10,11 +10,13 @@ enum {
     DECODE_WARPS = 4,
     DECODE_THREADS = 128,
     GENERIC_THREADS = 256,
-    MERGE_THREADS = 128,
+    MERGE_THREADS = 256,
     MERGE_CHANNELS = 32,
     SEAL_THREADS = 128,
+    WIDE_PER_SM = 2,  /* wide kernels have room for this */
     GRID_MAX = 65535, /* y and z of a grid */
-    CTAS_PER_SM = 64, /* more chunks than that share CTAs */
+    CHUNKS_PER_CTA = 4,
+    GRID_CTAS = 1 << 14, /* CTAs with nothing to do cost time too */
 };
 
 enum { MODULE_DECODE, MODULE_GENERIC, MODULE_MERGE, MODULE_SEAL, MODULES };
@@ -24,33 +26,41 @@ static const char *const module_names[MODULES] = {"attention_decode", "attention
 typedef struct fast_kernel {
     pllm_dtype format;
     uint32_t head_dim;
-    const char *name;
+    uint32_t per_sm;         /* CTAs; as its __launch_bounds__ say */
+    const char *name, *wide; /* wide: for grids of few CTAs; or NULL */
 } fast_kernel;
 static const fast_kernel fast_kernels[] = {
-    {PLLM_F16, 64, "pllm_attend_f16_64"},   {PLLM_F16, 128, "pllm_attend_f16_128"},
-    {PLLM_BF16, 64, "pllm_attend_bf16_64"}, {PLLM_BF16, 128, "pllm_attend_bf16_128"},
-    {PLLM_INT8, 64, "pllm_attend_int8_64"}, {PLLM_INT8, 128, "pllm_attend_int8_128"},
-    {PLLM_INT4, 64, "pllm_attend_int4_64"}, {PLLM_INT4, 128, "pllm_attend_int4_128"},
+    {PLLM_F16, 64, 4, "pllm_attend_f16_64", "pllm_attend_f16_64_wide"},
+    {PLLM_F16, 128, 3, "pllm_attend_f16_128", "pllm_attend_f16_128_wide"},
+    {PLLM_BF16, 64, 4, "pllm_attend_bf16_64", "pllm_attend_bf16_64_wide"},
+    {PLLM_BF16, 128, 3, "pllm_attend_bf16_128", "pllm_attend_bf16_128_wide"},
+    {PLLM_INT8, 64, 4, "pllm_attend_int8_64", NULL},
+    {PLLM_INT8, 128, 3, "pllm_attend_int8_128", NULL},
+    {PLLM_INT4, 64, 4, "pllm_attend_int4_64", NULL},
+    {PLLM_INT4, 128, 4, "pllm_attend_int4_128", NULL},
 };
 enum { FAST_KERNELS = sizeof fast_kernels / sizeof *fast_kernels };
 
 struct pllm_cuda_attention {
     const pllm_context *context;
     pllm_device *device;
-    uint32_t sm_count;
+    uint32_t sm_count, shared_max;
     pllm_cuda_module *modules[MODULES];
-    pllm_cuda_function *fast[FAST_KERNELS], *generic, *merge, *seal, *expand;
+    pllm_cuda_function *fast[FAST_KERNELS], *wide[FAST_KERNELS], *generic, *merge, *seal, *expand;
 };
 
-/* Dynamic shared memory of a fast kernel: `layout` in attention_decode.cu. */
-static uint32_t fast_shared_bytes(const pllm_kv_shape *shape)
+/* Dynamic shared memory of a fast kernel: `layout`, `query` and `results` in attention_decode.cu.
+ */
+static uint32_t fast_shared_bytes(const pllm_kv_shape *shape, int wide)
 {
     uint32_t plain_half = PLLM_BLOCK_TOKENS * shape->head_dim * 2, slot = plain_half, extra = 0;
     if (shape->sealed == PLLM_INT8 || shape->sealed == PLLM_INT4) {
         slot = (uint32_t)pllm_kv_slice_bytes(shape, shape->sealed);
         extra = slot < plain_half ? plain_half : 0;
     }
-    return DECODE_WARPS * 2 * slot + extra;
+    uint32_t query = 32 * shape->head_dim + 4 * TILE_HEADS * (DECODE_WARPS + 1);
+    uint32_t results = 2 * 4 * TILE_HEADS * (DECODE_WARPS + 1);
+    return DECODE_WARPS * (wide ? 3 : 2) * slot + extra + query + results;
 }
 
 /* `chunk_shared` in attention_generic.cu. */
@@ -79,7 +89,11 @@ static int get_functions(pllm_cuda_attention *attention)
         status = pllm_kv_shape_init(&shape, fast_kernels[i].format, 1, fast_kernels[i].head_dim);
         if (status < 0) return status;
         status = pllm_cuda_function_get(attention->modules[MODULE_DECODE], fast_kernels[i].name,
-                                        fast_shared_bytes(&shape), &attention->fast[i]);
+                                        fast_shared_bytes(&shape, 0), &attention->fast[i]);
+        if (status < 0) return status;
+        if (!fast_kernels[i].wide || attention->shared_max < fast_shared_bytes(&shape, 1)) continue;
+        status = pllm_cuda_function_get(attention->modules[MODULE_DECODE], fast_kernels[i].wide,
+                                        fast_shared_bytes(&shape, 1), &attention->wide[i]);
         if (status < 0) return status;
     }
     status = pllm_cuda_function_get(attention->modules[MODULE_GENERIC], "pllm_attend_generic",
@@ -109,6 +123,7 @@ int pllm_cuda_attention_open(const pllm_context *context, pllm_device *device,
     int status = pllm_cuda_attributes_get(device, &attributes);
     if (status < 0) goto fail;
     attention->sm_count = attributes.sm_count;
+    attention->shared_max = attributes.shared_per_block_max;
     for (uint32_t i = 0; i < MODULES; i++) {
         const pllm_fatbin *fatbin = pllm_fatbin_find(module_names[i]);
         if (!fatbin) {
@@ -204,6 +219,18 @@ static int decode_arguments(const pllm_cuda_decode *decode, pllm_attend_argument
     return PLLM_OK;
 }
 
+/* Chunks side by side: as many as CTAs run at once if others follow within the same CTAs, whose
+ * copies then never pause; but no CTA does more than CHUNKS_PER_CTA if that leaves more CTAs
+ * waiting. */
+static uint32_t grid_chunks(uint64_t columns, uint32_t chunk_bound, uint32_t running)
+{
+    uint64_t each = (columns * chunk_bound + running - 1) / running;
+    if (each > CHUNKS_PER_CTA) each = CHUNKS_PER_CTA;
+    uint64_t chunks = (chunk_bound + each - 1) / each;
+    if (columns * chunks > GRID_CTAS) chunks = GRID_CTAS / columns + 1;
+    return (uint32_t)(chunks < GRID_MAX ? chunks : GRID_MAX);
+}
+
 int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
                             const pllm_cuda_decode *decode)
 {
@@ -215,19 +242,26 @@ int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
                            .shared_bytes = generic_shared_bytes(),
                            .z = decode->rows,
                            .dependent = decode->dependent};
+    const pllm_kv_shape *shape = &decode->kv->shape;
+    pllm_cuda_function *wide = NULL;
+    uint32_t per_sm = 4;
     for (uint32_t i = 0; i < FAST_KERNELS; i++)
-        if (fast_kernels[i].format == decode->kv->shape.sealed &&
-            fast_kernels[i].head_dim == a.head_dim) {
+        if (fast_kernels[i].format == shape->sealed && fast_kernels[i].head_dim == a.head_dim) {
             function = attention->fast[i];
+            wide = attention->wide[i];
+            per_sm = fast_kernels[i].per_sm;
             grid.threads = DECODE_THREADS;
-            grid.shared_bytes = fast_shared_bytes(&decode->kv->shape);
+            grid.shared_bytes = fast_shared_bytes(shape, 0);
             a.head_tiles = (a.group + TILE_HEADS - 1) / TILE_HEADS;
         }
     grid.x = a.kv_heads * a.head_tiles;
-    uint64_t chunks = (uint64_t)attention->sm_count * CTAS_PER_SM / ((uint64_t)grid.x * grid.z);
-    if (chunks == 0) chunks = 1;
-    grid.y = decode->chunk_bound < chunks ? decode->chunk_bound : (uint32_t)chunks;
-    if (grid.y > GRID_MAX) grid.y = GRID_MAX;
+    uint64_t columns = (uint64_t)grid.x * grid.z;
+    grid.y = grid_chunks(columns, decode->chunk_bound, attention->sm_count * per_sm);
+    /* The same arithmetic in the same order, with more copies under way. */
+    if (wide && columns * grid.y <= (uint64_t)attention->sm_count * WIDE_PER_SM) {
+        function = wide;
+        grid.shared_bytes = fast_shared_bytes(shape, 1);
+    }
     void *arguments[] = {&a};
     return pllm_cuda_launch(attention->device, stream, function, &grid, arguments);
 }

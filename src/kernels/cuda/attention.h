@@ -48,7 +48,10 @@ typedef struct pllm_cuda_decode {
     uint32_t chunk_bound; /* no row has more chunks to do than this; it only sizes the grid */
     pllm_va partials;     /* pllm_cuda_attention_partial_bytes, private layout, 16-byte aligned */
     pllm_dtype out_dtype; /* of merge: F32 (0), F16 or BF16 */
-    uint32_t dependent;   /* launch with programmatic dependence on the kernel before */
+    /* 1: launch with programmatic dependence on the kernel before. It, and those that it depends on
+     * in the same way, write nothing of what is read here but q and open blocks (for merge:
+     * partials): lengths, tables and sealed blocks are read ahead. */
+    uint32_t dependent;
 } pllm_cuda_decode;
 
 /* EUNSUPPORTED (built without kernels, or none for this GPU), ENOMEM, EDEVICE. */

@@ -1,12 +1,12 @@
 /* attention_merge.cu - adds up the partials of a row's chunks.
  *
- * A CTA does 32 channels of one head of one row. Its 16 lanes of channel pairs times 8 parts of
- * chunks: part i adds chunks first + i, first + i + 8, ... ascending, then the parts are added in
+ * A CTA does 32 channels of one head of one row. Its 16 lanes of channel pairs times 16 parts of
+ * chunks: part i adds chunks first + i, first + i + 16, ... ascending, then the parts are added in
  * their order. That order depends on the row's chunks only, not on the waves that made the
  * partials. */
 #include "kernels/cuda/attention_device.cuh"
 
-enum { THREADS = 128, LANES = 16, PARTS = THREADS / LANES, WARPS = THREADS / 32 };
+enum { THREADS = 256, LANES = 16, PARTS = THREADS / LANES, WARPS = THREADS / 32 };
 
 __device__ __forceinline__ void store_pair(const pllm_attend_arguments &a, uint64_t index, float x,
                                            float y)
