@@ -79,7 +79,9 @@ int pllm_memory_copy_in(memory_copier *copier, pllm_va to, const void *from, uin
     int status = PLLM_OK;
     uint64_t part;
     for (uint64_t n = 0; status == PLLM_OK && (part = part_of(bytes, n)) > 0; n++) {
-        status = await(copier, n); /* the copy before last, out of this half */
+        /* The copy before last, out of this half; before this call nothing moved, and an event may
+         * still tell of a failure. */
+        if (n >= 2) status = await(copier, n);
         if (status < 0) break;
         memcpy(half(copier, n), (const char *)from + n * HALF_BYTES, part);
         const pllm_copy copy = {to + n * HALF_BYTES, (pllm_va)(uintptr_t)half(copier, n), part};

@@ -124,12 +124,12 @@ static void a_failing_device_call_is_told(void **state)
         int hit = pllm_faulty_device_calls(device) > n;
         pllm_faulty_device_arm(device, UINT64_MAX);
         if (!hit) assert_true(wrote_a == PLLM_OK && wrote_b == PLLM_OK && read_a == PLLM_OK);
-        int again = pllm_memory_write(memory, second, 0, sizeof b, b);
-        assert_true(again == PLLM_OK || hit);
-        if (again == PLLM_OK) {
-            assert_int_equal(pllm_memory_read(memory, second, 0, sizeof seen, seen), PLLM_OK);
-            assert_memory_equal(seen, b, sizeof b);
-        }
+        int again = PLLM_EDEVICE; /* what was moving meanwhile may report its own failure, once */
+        for (int i = 0; again < 0 && i < (hit ? 3 : 1); i++)
+            again = pllm_memory_write(memory, second, 0, sizeof b, b);
+        assert_int_equal(again, PLLM_OK);
+        assert_int_equal(pllm_memory_read(memory, second, 0, sizeof seen, seen), PLLM_OK);
+        assert_memory_equal(seen, b, sizeof b);
         pllm_memory_close(memory);
         assert_int_equal(pllm_faulty_device_live(device), 0);
         pllm_device_close(device);
