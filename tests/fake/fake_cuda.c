@@ -12,9 +12,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define GRANULARITY ((size_t)64 << 10)
-#define TOTAL ((size_t)256 << 20)
+#define TOTAL ((size_t)4 << 30)
 #define MEMORY_MAX 4096
-#define PINNED_MAX 256
+#define PINNED_MAX 1024
 
 static fake_cuda state = {.version = 13000, .device_count = 2};
 

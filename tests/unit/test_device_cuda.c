@@ -202,7 +202,7 @@ static void gpus_are_listed(void **state)
     assert_string_equal(listings[1].driver, "580.00");
     assert_int_equal(listings[1].cuda_major, 13);
     assert_int_equal(listings[1].major, 9);
-    assert_int_equal(listings[1].total_bytes, 256 * MEBI);
+    assert_int_equal(listings[1].total_bytes, 4096 * MEBI);
     fake->nvml_broken = 1;
     assert_int_equal(pllm_cuda_list(&options, listings, 1, &count), PLLM_OK);
     assert_int_equal(count, 2); /* more than asked for */

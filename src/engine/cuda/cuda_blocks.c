@@ -384,7 +384,8 @@ static void count_borrowable(pllm_engine *engine)
     uint64_t taken = ring_count(blocks) + blocks->working;
     for (const pllm_sequence *s = engine->sequences; s; s = s->next)
         for (uint32_t layer = 0; layer < engine->shape.layer_count; layer++)
-            taken += *held_of(engine, layer, s->slot);
+            taken +=
+                in_pass(engine, s) ? blocks->target[s->slot] : *held_of(engine, layer, s->slot);
     blocks->borrowable = taken < blocks->frame_limit ? blocks->frame_limit - taken : 0;
 }
 

@@ -1,0 +1,194 @@
+/* What the CUDA executor does around its kernels, on a CUDA driver in host memory (tests/fake) that
+ * runs no kernels: which blocks are held, borrowed, streamed and let go, under budgets, with
+ * strangers, and with every driver call failing in turn. Bits are tests/cuda/test_cuda_engine.c's
+ * business; here a step must go through, what moves must be what is missing, and nothing may stay
+ * pinned or open. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include "../fake/fake_cuda.h"
+#include "device/cuda.h"
+#include "engine/parts.h"
+#include "engine_support.h"
+
+#define LIBRARY PLLM_BINARY_DIR "/tests/libfake_cuda.so"
+
+enum { TOKEN_COUNT = 1445, SEQUENCES = 3 };
+
+static fake_cuda *fake;
+
+static const struct {
+    uint32_t count, generated;
+} script[] = {{1000, 0}, {40, 1}, {400, 0}, {5, 1}};
+
+typedef struct setting {
+    const char *format;
+    uint32_t piece, strangers, share; /* share: percent of the KV, 0: no limit */
+    int streams_weights;
+} setting;
+
+static pllm_device *open_fake(void)
+{
+    pllm_cuda_device_options options = {
+        .struct_bytes = sizeof options, .library = LIBRARY, .nvml = LIBRARY};
+    pllm_device *device;
+    if (pllm_device_open_cuda(NULL, &options, &device) < 0) fail_msg("%s", pllm_last_error()->text);
+    return device;
+}
+
+static pllm_engine_options options_of(const setting *s)
+{
+    return (pllm_engine_options){.struct_bytes = sizeof(pllm_engine_options),
+                                 .device = "cuda",
+                                 .shape = "smollm2-135m",
+                                 .weights = "q4_0",
+                                 .kv_format = s->format,
+                                 .host_memory_bytes = 256 << 20,
+                                 .sequence_max = SEQUENCES,
+                                 .context_max = 2048};
+}
+
+static pllm_engine *open_engine(pllm_device *device, const pllm_engine_options *options)
+{
+    pllm_engine *engine;
+    if (pllm_engine_open_on(NULL, NULL, options, device, NULL, &engine) < 0)
+        fail_msg("%s", pllm_last_error()->text);
+    return engine;
+}
+
+static int ignore(void *user, uint32_t item, uint32_t position, const float *logits)
+{
+    (void)item, (void)position, (void)logits;
+    ++*(uint32_t *)user;
+    return 0;
+}
+
+/* One step of everybody; returns its status. */
+static int step(pllm_engine *engine, pllm_sequence **sequences, const setting *s, uint32_t count,
+                uint32_t generated, uint32_t *rows)
+{
+    static uint32_t ids[TOKEN_COUNT];
+    uint32_t items = 1 + s->strangers;
+    pllm_step_item item[SEQUENCES];
+    for (uint32_t i = 0; i < items; i++) {
+        uint32_t length = pllm_sequence_length(sequences[i]), n = count, sampled = generated;
+        if (i > 0) {
+            sampled = length >= 600 + 150 * i;
+            n = sampled ? 1 : 137;
+            if (length + n > TOKEN_COUNT) {
+                items = i;
+                break;
+            }
+        }
+        item[i] = (pllm_step_item){.sequence = sequences[i],
+                                   .ids = ids,
+                                   .token_count = n,
+                                   .generated = sampled,
+                                   .logits = 1};
+    }
+    return pllm_engine_step(engine, item, items, ignore, rows);
+}
+
+static void run_script(pllm_engine *engine, const setting *s)
+{
+    pllm_sequence *sequences[SEQUENCES] = {0};
+    uint32_t rows = 0, wanted = 0;
+    for (uint32_t i = 0; i <= s->strangers; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    for (uint32_t i = 0; i < sizeof script / sizeof script[0]; i++) {
+        uint32_t most = script[i].generated ? 1 : s->piece ? s->piece : script[i].count;
+        for (uint32_t done = 0; done < script[i].count;) {
+            uint32_t n = script[i].count - done < most ? script[i].count - done : most;
+            if (step(engine, sequences, s, n, script[i].generated, &rows) < 0)
+                fail_msg("at token %u: %s (kv %s, %u %%, pieces of %u, %u strangers)",
+                         pllm_sequence_length(sequences[0]), pllm_last_error()->text, s->format,
+                         s->share, s->piece, s->strangers);
+            pllm_engine_check(engine);
+            done += n;
+            wanted++;
+        }
+    }
+    assert_true(rows >= wanted);
+    for (uint32_t i = 0; i <= s->strangers; i++) pllm_sequence_close(sequences[i]);
+}
+
+static void run_setting(const setting *s)
+{
+    pllm_device *device = open_fake();
+    pllm_engine_options options = options_of(s);
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_engine_info_get(engine, &info), PLLM_OK);
+    if (s->share || s->streams_weights) {
+        pllm_engine_close(engine);
+        uint64_t all = (uint64_t)TOKEN_COUNT * info.kv_bytes_per_token * (1 + s->strangers);
+        if (s->share) options.kv_limit_bytes = all * s->share / 100;
+        if (s->share && options.kv_limit_bytes < info.least_kv_bytes)
+            options.kv_limit_bytes = info.least_kv_bytes;
+        if (s->streams_weights)
+            options.vram_limit_bytes = info.least_vram_bytes + info.weight_bytes / 2;
+        engine = open_engine(device, &options);
+    }
+    run_script(engine, s);
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
+    if (s->share) assert_true(stats.evictions > 0 && stats.kv_stream_bytes > 0);
+    if (s->streams_weights) assert_true(stats.weight_stream_bytes > 0);
+    assert_int_equal(pllm_engine_evict_all(engine), PLLM_OK);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    assert_int_equal(fake->live, 0);
+}
+
+static void budgets(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"f16", "int4"};
+    static const uint32_t shares[] = {0, 50, 10, 1}, pieces[] = {0, 100};
+    for (uint32_t f = 0; f < 2; f++)
+        for (uint32_t share = 0; share < 4; share++)
+            for (uint32_t piece = 0; piece < 2; piece++)
+                for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+                    if (f > 0 && (shares[share] != 10 || strangers == 0)) continue;
+                    if (shares[share] == 0 && piece + strangers > 0) continue;
+                    setting s = {.format = formats[f],
+                                 .share = shares[share],
+                                 .piece = pieces[piece],
+                                 .strangers = strangers};
+                    run_setting(&s);
+                }
+}
+
+static void weights(void **state)
+{
+    (void)state;
+    for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+        setting s = {.format = "f16", .strangers = strangers, .streams_weights = 1};
+        run_setting(&s);
+    }
+}
+
+int main(void)
+{
+    void *library = dlopen(LIBRARY, RTLD_NOW);
+    if (!library) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    fake_cuda_get get;
+    void *symbol = dlsym(library, "fake_cuda_state");
+    memcpy(&get, &symbol, sizeof get);
+    fake = get();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(budgets),
+        cmocka_unit_test(weights),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
