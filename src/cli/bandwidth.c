@@ -165,8 +165,8 @@ static int time_reads(probe *p, pllm_cuda_function *function, uint32_t grid_x, u
     return status < 0 ? status : synced;
 }
 
-/* Many times what its cache holds, by a kernel that only reads; the best of a few grids. Leaves 0 where
- * this build has no kernels. */
+/* Many times what its cache holds, by a kernel that only reads; the best of a few grids. Leaves 0
+ * where this build has no kernels. */
 static int measure_cuda_read(pllm_device *device, double *bytes_per_second_out)
 {
     const pllm_fatbin *fatbin = pllm_fatbin_find("linear_plain");
