@@ -3,10 +3,11 @@
 # bench/results/cuda_*.json. Needs bash, coreutils, the driver and a portable build: no compiler, no
 # network. In the tree (make gpu) or in a folder that scripts/gpu/pack.sh made.
 #
-# Usage: scripts/gpu/run.sh [--list] [--only PATTERN]... [--smoke] [--build DIR] [--out DIR] [--model FILE]
+# Usage: scripts/gpu/run.sh [--list] [--only PATTERN]... [--smoke] [--seconds N] [--build DIR] [--out DIR] [--model FILE]
 #   --list     names of the steps with their time limits, and does nothing
 #   --only     steps whose name matches the shell pattern, as in 'bench.*'; may be repeated
 #   --smoke    benchmarks in their smallest form: checks, no figures
+#   --seconds  ends in about so many: steps that have no time left are left out
 #   --build    where the programs are (build/portable)
 #   --out      where each step's log and the results are written (build/gpu)
 #   --model    SmolLM2's GGUF, for steps on a real model (MODEL, or models/ if it is there)
@@ -26,15 +27,16 @@ stop() { # stop STATUS WORDS
     echo "run.sh: $2" >&2
     exit "$1"
 }
-build=build/portable out=build/gpu list=false smoke=() only=() model=${MODEL:-}
+build=build/portable out=build/gpu list=false smoke=() only=() model=${MODEL:-} budget=1000000
 while [ $# -gt 0 ]; do
     case $1 in
     --list) list=true ;;
     --smoke) smoke=(--smoke) ;;
-    --only | --build | --out | --model)
+    --only | --seconds | --build | --out | --model)
         [ $# -gt 1 ] || stop 2 "$1 wants a word after it"
         case $1 in
         --only) only+=("$2") ;;
+        --seconds) [[ $2 =~ ^[0-9]{1,6}$ ]] || stop 2 "--seconds wants a number" && budget=$2 ;;
         --build) build=$(realpath -m "$2") ;;
         --out) out=$(realpath -m "$2") ;;
         --model) model=$(realpath -m "$2") ;;
@@ -191,12 +193,14 @@ words_of() { # the last line of a log that says something; of the program's JSON
 printf 'GPU      %s\ncommit   %s\nlogs     %s\n\n' "$gpus" "$commit" "$out"
 verdicts=() seconds=() failed=() left=0
 for i in "${!names[@]}"; do
-    name=${names[i]} log=$out/${names[i]}.log start=$SECONDS status=0
+    name=${names[i]} log=$out/${names[i]}.log start=$SECONDS status=0 limit=${limits[i]}
+    [ "$limit" -lt $((budget - SECONDS)) ] || limit=$((budget - SECONDS))
+    [ "$limit" -gt 0 ] || lacks[i]="no time was left (--seconds)"
     if [ -n "${lacks[i]}" ]; then
         verdict="left out" left=$((left + 1))
         echo "${lacks[i]}" >"$log"
     else
-        timeout -k 5 "${limits[i]}" bash -c "exec ${commands[i]}" </dev/null >"$log" 2>&1 || status=$?
+        timeout -k 5 "$limit" bash -c "exec ${commands[i]}" </dev/null >"$log" 2>&1 || status=$?
         case $status in
         0) verdict=ok ;;
         124 | 137) verdict="TOO LONG" ;;

@@ -185,6 +185,15 @@ class GpuScript(unittest.TestCase):
         self.run_script("--only", "test.slow", status=1)
         self.assertEqual(self.suite("build/gpu/cuda_suite.json")["test.slow"]["verdict"], "TOO LONG")
 
+    def test_seconds(self):
+        self.program("tools/nvidia-smi", SMI)
+        self.program("build/portable/tests/cuda_a_slow", "sleep 100")
+        self.run_script("--only", "test.[a-g]*", "--seconds", "1", status=1)
+        steps = self.suite("build/gpu/cuda_suite.json")
+        self.assertEqual(steps["test.a_slow"]["verdict"], "TOO LONG")
+        self.assertEqual(steps["test.good"]["verdict"], "left out")
+        self.run_script("--seconds", "x", status=2)
+
     def test_nothing_built(self):
         shutil.rmtree(os.path.join(self.root, "build"))
         self.program("tools/nvidia-smi", SMI)
