@@ -38,7 +38,8 @@ if(EXISTS ${list})
   file(STRINGS ${list} files)
   whole_key("${files}" key)
   if(key AND EXISTS ${CACHE}/${key}.fatbin)
-    file(TOUCH_NOCREATE ${list} ${CACHE}/${key}.fatbin)
+    execute_process(COMMAND ${CMAKE_COMMAND} -E touch_nocreate ${list} ${CACHE}/${key}.fatbin
+      ERROR_QUIET) # in use
     configure_file(${CACHE}/${key}.fatbin ${OUT} COPYONLY)
     file(TOUCH ${OUT}) # ninja asks for a file newer than what it was made from
     write_dependencies("${files}")
@@ -71,7 +72,7 @@ write_dependencies("${files}")
 whole_key("${files}" key)
 string(RANDOM LENGTH 12 unique)
 list(JOIN files "\n" text)
-file(MAKE_DIRECTORY ${CACHE})
+execute_process(COMMAND ${CMAKE_COMMAND} -E make_directory ${CACHE} ERROR_QUIET)
 execute_process(COMMAND ${CMAKE_COMMAND} -E copy ${OUT} ${CACHE}/${unique} RESULT_VARIABLE failed
   ERROR_QUIET)
 if(NOT failed)
