@@ -7,8 +7,11 @@
  * more of the bound; short ones 2 us a node, less with dependence; gather and scatter 49 GB/s at
  * every size from 4 KiB.
  *
- *   bench_cuda_rows [--smoke] */
+ * Beside a transfer: how much longer the sum over 1 GB takes while slices or DMA come in.
+ *
+ *   bench_cuda_rows [--smoke] [long|short|lanes]      results: bench/results/cuda_rows.json */
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,11 +30,13 @@ typedef struct bench {
     pllm_cuda_rows *o;
     pllm_cuda_transfer *transfer;
     pllm_va in, out; /* in: numbers; out: written */
+    pllm_va list;    /* of slices, the last */
     uint64_t area;   /* bytes of each */
     uint8_t *host;
     uint64_t host_bytes;
     double read_gbps;
     int smoke;
+    FILE *json; /* or NULL */
 } bench;
 
 static void must(int status)
@@ -39,6 +44,16 @@ static void must(int status)
     if (status == PLLM_OK) return;
     fprintf(stderr, "bench_cuda_rows: %s: %s\n", pllm_status_name(status), pllm_last_error()->text);
     exit(1);
+}
+
+static void record(bench *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void record(bench *b, const char *format, ...)
+{
+    va_list list;
+    if (!b->json) return;
+    va_start(list, format);
+    vfprintf(b->json, format, list);
+    va_end(list);
 }
 
 static void sync_all(bench *b)
@@ -175,6 +190,8 @@ static void report_long(bench *b, const char *name, call function, shape s, doub
     double seconds = time_long(b, function, &s), gbps = bytes / seconds * 1e-9;
     printf("%-34s %9.1f us %8.0f GB/s %5.0f%%\n", name, seconds * 1e6, gbps,
            100 * gbps / b->read_gbps);
+    record(b, ",\n  {\"long\": \"%s\", \"us\": %.2f, \"gbps\": %.0f, \"of_bound\": %.3f}", name,
+           seconds * 1e6, gbps, gbps / b->read_gbps);
 }
 
 static void report_short(bench *b, const char *name, call function, shape s)
@@ -188,6 +205,10 @@ static void report_short(bench *b, const char *name, call function, shape s)
         }
     printf("%-34s %6.2f %6.2f %6.2f   %6.2f %6.2f %6.2f\n", name, t[0][0], t[0][1], t[0][2],
            t[1][0], t[1][1], t[1][2]);
+    record(b,
+           ",\n  {\"short\": \"%s\", \"rows\": [1, 4, 16], \"us\": [%.2f, %.2f, %.2f], "
+           "\"dependent_us\": [%.2f, %.2f, %.2f]}",
+           name, t[0][0], t[0][1], t[0][2], t[1][0], t[1][1], t[1][2]);
 }
 
 /* ---- memory and link ---- */
@@ -222,7 +243,8 @@ static double time_slices(bench *b, uint32_t bytes, uint32_t ctas, int out)
                                     .from = out ? device + far : host + far,
                                     .bytes = bytes};
     }
-    pllm_copy copy = {b->in + TABLES, (pllm_va)(uintptr_t)list, list_bytes};
+    b->list = b->out + TABLES + total; /* behind the data there too */
+    pllm_copy copy = {b->list, (pllm_va)(uintptr_t)list, list_bytes};
     must(b->ops->copy(b->device, b->stream, PLLM_COPY_IN, &copy));
     sync_all(b);
     double best = 1e9;
@@ -256,20 +278,60 @@ static double time_dma(bench *b, int in, int out)
     return (double)bytes / best * 1e-9;
 }
 
+/* How much longer the sum over 1 GB takes while something comes in all the time. ctas 0: DMA. */
+static double time_beside(bench *b, uint32_t ctas)
+{
+    pllm_cuda_piece piece = {b->in + TABLES, 0, 250000000};
+    pllm_copy to = {b->out + TABLES, (pllm_va)(uintptr_t)b->host, b->host_bytes / 2};
+    uint64_t count = b->host_bytes / 2 / 16384;
+    double took[2] = {1e9, 1e9};
+    for (int run = 0; run < 2 * RUNS; run++) {
+        sync_all(b);
+        if (run % 2 && ctas)
+            must(pllm_cuda_gather(b->transfer, b->other, b->list, (uint32_t)count, ctas));
+        if (run % 2 && !ctas) must(b->ops->copy(b->device, b->other, PLLM_COPY_IN, &to));
+        uint64_t start = pllm_clock_ns();
+        for (int i = 0; i < 6; i++) /* less than the transfer takes, which is 2.5 ms */
+            must(pllm_cuda_tensor_sum(b->o, b->stream, &piece, 1, b->out));
+        must(b->ops->stream_sync(b->device, b->stream));
+        double one = (double)(pllm_clock_ns() - start);
+        if (one < took[run % 2]) took[run % 2] = one;
+    }
+    sync_all(b);
+    return took[1] / took[0] - 1;
+}
+
 static void bench_lanes(bench *b)
 {
     static const uint32_t sizes[] = {4096, 16384, 65536};
-    static const uint32_t ctas[] = {4, 8, 16, 32};
+    static const uint32_t ctas[] = {1, 2, 4, 8, 16};
+    double in = time_dma(b, 1, 0), out = time_dma(b, 0, 1), both = time_dma(b, 1, 1);
     printf("\nlanes, GB/s: DMA of %llu MiB: in %.1f, out %.1f, both at once %.1f each\n",
-           (unsigned long long)(b->host_bytes / 2 / MIB), time_dma(b, 1, 0), time_dma(b, 0, 1),
-           time_dma(b, 1, 1));
-    printf("%-20s %8s %8s %8s %8s\n", "by a kernel of", "4 CTAs", "8", "16", "32");
-    for (int out = 0; out < 2; out++)
+           (unsigned long long)(b->host_bytes / 2 / MIB), in, out, both);
+    record(b, ",\n  {\"lane\": \"dma\", \"in\": %.1f, \"out\": %.1f, \"both\": %.1f}", in, out,
+           both);
+    printf("%-20s %8s %8s %8s %8s %8s\n", "by a kernel of", "1 CTA", "2", "4", "8", "16");
+    for (int o = 0; o < 2; o++)
         for (int i = 0; i < 3; i++) {
-            printf("%s of %5u KiB    ", out ? "scatter" : "gather ", sizes[i] / 1024);
-            for (int c = 0; c < 4; c++) printf(" %8.1f", time_slices(b, sizes[i], ctas[c], out));
-            printf("\n");
+            double t[5];
+            for (int c = 0; c < 5; c++) t[c] = time_slices(b, sizes[i], ctas[c], o);
+            printf("%s of %5u KiB     %8.1f %8.1f %8.1f %8.1f %8.1f\n", o ? "scatter" : "gather ",
+                   sizes[i] / 1024, t[0], t[1], t[2], t[3], t[4]);
+            record(b,
+                   ",\n  {\"lane\": \"%s\", \"slice_bytes\": %u, \"ctas\": [1, 2, 4, 8, 16], "
+                   "\"gbps\": [%.1f, %.1f, %.1f, %.1f, %.1f]}",
+                   o ? "scatter" : "gather", sizes[i], t[0], t[1], t[2], t[3], t[4]);
         }
+    (void)time_slices(b, 16384, 8, 0); /* leaves its list */
+    double beside[6];
+    for (int c = 0; c < 6; c++) beside[c] = 100 * time_beside(b, c ? ctas[c - 1] : 0);
+    printf("a sum beside it, %%: DMA +%.0f; gather of 16 KiB by 1, 2, 4, 8, 16 CTAs: +%.0f +%.0f "
+           "+%.0f +%.0f +%.0f\n",
+           beside[0], beside[1], beside[2], beside[3], beside[4], beside[5]);
+    record(b,
+           ",\n  {\"slower_beside_percent\": {\"dma\": %.1f, \"gather_ctas\": [1, 2, 4, 8, 16], "
+           "\"gather\": [%.1f, %.1f, %.1f, %.1f, %.1f]}}",
+           beside[0], beside[1], beside[2], beside[3], beside[4], beside[5]);
 }
 
 /* ---- the whole ---- */
@@ -355,15 +417,27 @@ static void bench_short(bench *b)
 
 int main(int argc, char **argv)
 {
-    bench b = {.smoke = argc > 1 && strcmp(argv[1], "--smoke") == 0};
+    bench b = {0};
+    const char *only = "";
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--smoke") == 0)
+            b.smoke = 1;
+        else
+            only = argv[i];
     bench_open(&b);
+    if (!b.smoke && !*only)
+        b.json = fopen("bench/results/cuda_rows.json", "w"); /* if in the tree */
     double fill = time_tensor(&b, 1);
     b.read_gbps = time_tensor(&b, 0);
     printf("a sum reads %.0f GB/s (the bound below); normal numbers are written at %.0f GB/s\n",
            b.read_gbps, fill);
-    bench_long(&b);
-    bench_short(&b);
-    bench_lanes(&b);
+    record(&b, "{\"read_gbps\": %.0f, \"normal_gbps\": %.0f, \"results\": [\n  {}", b.read_gbps,
+           fill);
+    if (!*only || strcmp(only, "long") == 0) bench_long(&b);
+    if (!*only || strcmp(only, "short") == 0) bench_short(&b);
+    if (!*only || strcmp(only, "lanes") == 0) bench_lanes(&b);
+    record(&b, "\n]}\n");
+    if (b.json && fclose(b.json) != 0) return 1;
     pllm_cuda_transfer_close(b.transfer);
     pllm_cuda_rows_close(b.o);
     return 0;

@@ -1,8 +1,8 @@
 /* gather.cu - slices between device memory and mapped host memory, by few blocks.
  *
  * Over PCIe 5 a read takes about 2 us, so 51 GB/s needs 100 KiB under way; a thread keeps four
- * loads of 16 bytes in flight, 8 blocks of 1,024 threads 512 KiB. More blocks gain nothing and take
- * bandwidth from the kernels beside them (research: +21% with 8, +85% with 64).
+ * loads of 16 bytes in flight, 4 blocks of 1,024 threads 256 KiB. More blocks gain nothing and take
+ * bandwidth from the kernels beside them (transfer.c).
  *
  * Slices are cut into `split` equal parts (more than one only where there are few slices), and each
  * block takes a run of these; it brings their descriptors into shared memory, 256 at a time, since

@@ -75,50 +75,78 @@ static __device__ __forceinline__ place head_place(const rotary_arguments &r, ui
     return to;
 }
 
-static __device__ __forceinline__ void job_wide(const rotary_arguments &r, const float2 *angles,
-                                                uint32_t row, uint32_t position, uint32_t job)
+/* A piece of a row: eight elements, and their partners half the rotated part away. */
+typedef struct piece {
+    uint32_t head, element; /* the first of the eight, in its head */
+    int turned;
+} piece;
+
+static __device__ __forceinline__ piece piece_of(const rotary_arguments &r, uint32_t job)
 {
-    const void *from = (const void *)r.qkv;
     uint32_t half = r.rotary_dims / 2, eights = r.interleaved ? half / 4 : half / 8;
     uint32_t per_rotated = eights + (r.head_dim - r.rotary_dims) / 8, per_value = r.head_dim / 8;
-    uint32_t head, piece;
-    int turned = 0;
+    piece p;
+    uint32_t at;
     if (job < r.jobs_rotated) {
-        head = job / per_rotated;
-        piece = job % per_rotated;
-        turned = piece < eights;
-        if (!turned) piece += r.rotary_dims / 8 - eights; /* eights of the head, past the rotated */
+        p.head = job / per_rotated;
+        at = job % per_rotated;
+        p.turned = at < eights;
+        if (!p.turned) at += r.rotary_dims / 8 - eights;
     } else {
-        head = r.heads + r.kv_heads + (job - r.jobs_rotated) / per_value;
-        piece = (job - r.jobs_rotated) % per_value;
+        p.head = r.heads + r.kv_heads + (job - r.jobs_rotated) / per_value;
+        at = (job - r.jobs_rotated) % per_value;
+        p.turned = 0;
     }
-    place to = head_place(r, row, position, head);
-    uint64_t first = row * r.qkv_stride + (uint64_t)head * r.head_dim + 8 * piece;
-    if (!to.base) return;
-    to.first += 8 * piece;
-    float a[8], b[8];
+    p.element = 8 * at;
+    return p;
+}
+
+static __device__ __forceinline__ void piece_load(const rotary_arguments &r, uint32_t row,
+                                                  const piece &p, float (&a)[8], float (&b)[8])
+{
+    const void *from = (const void *)r.qkv;
+    uint64_t first = row * r.qkv_stride + (uint64_t)p.head * r.head_dim + p.element;
     rows_load8(a, from, first, r.qkv_dtype);
-    if (turned && !r.interleaved) {
-        rows_load8(b, from, first + half, r.qkv_dtype);
+    if (p.turned && !r.interleaved) rows_load8(b, from, first + r.rotary_dims / 2, r.qkv_dtype);
+}
+
+static __device__ __forceinline__ void piece_store(const rotary_arguments &r, const float2 *angles,
+                                                   uint32_t row, uint32_t position,
+                                                   const piece &p, float (&a)[8], float (&b)[8])
+{
+    place to = head_place(r, row, position, p.head);
+    if (!to.base) return;
+    to.first += p.element;
+    if (p.turned && !r.interleaved) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) rotate(a[i], b[i], angles[8 * piece + i]);
-        rows_store8(to.base, to.first + half, to.dtype, b);
-    } else if (turned) {
+        for (int i = 0; i < 8; i++) rotate(a[i], b[i], angles[p.element + i]);
+        rows_store8(to.base, to.first + r.rotary_dims / 2, to.dtype, b);
+    } else if (p.turned) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) rotate(a[2 * i], a[2 * i + 1], angles[4 * piece + i]);
+        for (int i = 0; i < 4; i++) rotate(a[2 * i], a[2 * i + 1], angles[p.element / 2 + i]);
     }
     rows_store8(to.base, to.first, to.dtype, a);
 }
 
-/* Grid: rows x parts; a part takes every parts-th run of 256 jobs. */
-extern "C" __global__ void __launch_bounds__(256) pllm_rotary_wide(const rotary_arguments r)
+/* Grid: rows x parts; a part takes every parts-th run of jobs. The first loads are under way while
+ * the angles are made. */
+extern "C" __global__ void __launch_bounds__(128) pllm_rotary_wide(const rotary_arguments r)
 {
     __shared__ float2 angles[128];
+    float a[8], b[8];
+    uint32_t row = blockIdx.x, job = blockIdx.y * blockDim.x + threadIdx.x;
+    piece p = piece_of(r, job < r.jobs ? job : 0);
     rows_begin();
-    uint32_t row = blockIdx.x, position = ((const uint32_t *)r.positions)[row];
+    piece_load(r, row, p, a, b);
+    uint32_t position = ((const uint32_t *)r.positions)[row];
     row_angles(r, angles, position);
-    for (uint32_t job = blockIdx.y * 256 + threadIdx.x; job < r.jobs; job += gridDim.y * 256)
-        job_wide(r, angles, row, position, job);
+    while (job < r.jobs) {
+        piece_store(r, angles, row, position, p, a, b);
+        job += gridDim.y * blockDim.x;
+        if (job >= r.jobs) break;
+        p = piece_of(r, job);
+        piece_load(r, row, p, a, b);
+    }
 }
 
 static __device__ __forceinline__ void job_any(const rotary_arguments &r, const float2 *angles,
@@ -152,12 +180,13 @@ static __device__ __forceinline__ void job_any(const rotary_arguments &r, const 
     rows_store(to.base, to.first + element, to.dtype, a);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pllm_rotary_any(const rotary_arguments r)
+extern "C" __global__ void __launch_bounds__(128) pllm_rotary_any(const rotary_arguments r)
 {
     __shared__ float2 angles[128];
     rows_begin();
     uint32_t row = blockIdx.x, position = ((const uint32_t *)r.positions)[row];
     row_angles(r, angles, position);
-    for (uint32_t job = blockIdx.y * 256 + threadIdx.x; job < r.jobs; job += gridDim.y * 256)
+    for (uint32_t job = blockIdx.y * blockDim.x + threadIdx.x; job < r.jobs;
+         job += gridDim.y * blockDim.x)
         job_any(r, angles, row, position, job);
 }

@@ -51,7 +51,7 @@ static const struct {
     [TENSOR_TOTAL] = {"tensor", "pllm_tensor_total"},
 };
 
-enum { BLOCK = 256, ROW_FILES = 7, GRID_Y_MAX = 65535 };
+enum { BLOCK = 256, ROTARY_BLOCK = 128, ROW_FILES = 7, GRID_Y_MAX = 65535 };
 
 struct pllm_cuda_rows {
     const pllm_context *context;
@@ -305,14 +305,14 @@ int pllm_cuda_rotary_append(pllm_cuda_rows *o, pllm_stream *stream, const pllm_c
     };
     a.jobs = a.jobs_rotated + r->kv_heads * (wide ? r->head_dim / 8 : r->head_dim);
     /* Few rows are spread over more blocks, each making the angles again. */
-    uint32_t parts = blocks_for(a.jobs, BLOCK), rows_enough = 8 * o->attributes.sm_count;
-    if (r->rows >= rows_enough) parts = 1;
+    uint32_t each = r->rows < 8 * o->attributes.sm_count ? 1 : 4;
+    uint32_t parts = blocks_for(a.jobs, ROTARY_BLOCK * each);
     if (parts > GRID_Y_MAX) parts = GRID_Y_MAX;
+    uint32_t threads = blocks_for(blocks_for(a.jobs, parts * each), 32) * 32;
+    if (threads > ROTARY_BLOCK) threads = ROTARY_BLOCK;
     void *arguments[] = {&a};
-    return launch(
-        o, stream, wide ? ROTARY_WIDE : ROTARY_ANY,
-        (pllm_cuda_grid){.x = r->rows, .y = parts, .threads = BLOCK, .dependent = r->dependent},
-        arguments);
+    pllm_cuda_grid grid = {.x = r->rows, .y = parts, .threads = threads, .dependent = r->dependent};
+    return launch(o, stream, wide ? ROTARY_WIDE : ROTARY_ANY, grid, arguments);
 }
 
 int pllm_cuda_argmax(pllm_cuda_rows *o, pllm_stream *stream, pllm_va logits, uint64_t stride,
