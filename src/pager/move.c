@@ -13,7 +13,7 @@
 #include <string.h>
 #include "pager/pager_internal.h"
 
-enum { WRITES_MIN = 4, WRITES_MAX = 64 };
+enum { WRITES_MIN = 4, WRITES_MAX = 64, WRITE_BYTES = 16 << 20 };
 
 /* ---- lists ---- */
 
@@ -136,9 +136,13 @@ void pllm_pager_evict_clean(pllm_pager *pager, uint32_t page)
     pager->stats.evictions++;
 }
 
+/* Frames whose pages are leaving are of no use to those that would stay: no more than it takes to
+ * keep the link busy. */
 static uint32_t writes_max(const pllm_pager *pager)
 {
+    uint64_t enough = WRITE_BYTES / pllm_tiers_page_bytes(pager->tiers);
     uint32_t wanted = pager->frame_limit / 8;
+    if (wanted > enough) wanted = (uint32_t)enough;
     return wanted < WRITES_MIN ? WRITES_MIN : wanted > WRITES_MAX ? WRITES_MAX : wanted;
 }
 
