@@ -3,8 +3,9 @@
  *   tensors[i]   generation | bytes | pages[] | written[] | pins[]        by page of the tensor
  *
  * A tensor's pages are pages of one pager; their order on disk follows the tensor's (each page's
- * home follows the one before). The rank of a page is its index in the tensor, so that `static`
- * keeps the beginning of every tensor. A page that was never written has no content in the pager;
+ * home follows the one before). The rank of a page is its index in the tensor with the bits in
+ * reverse, so that `static` keeps pages that lie evenly over the tensor: then what is read ahead
+ * comes while those between are used. A page that was never written has no content in the pager;
  * it is made, zeroed, when it is first touched.
  *
  * Invariants: 1. a slot with pages NULL is free, and its generation is that of its next tensor;
@@ -250,6 +251,13 @@ static void pages_free(pllm_memory *memory, memory_tensor *tensor, uint32_t coun
     for (uint32_t i = 0; i < count; i++) pllm_pager_page_free(memory->pager, tensor->pages[i]);
 }
 
+static uint32_t bits_reversed(uint32_t value)
+{
+    uint32_t reversed = 0;
+    for (int bit = 0; bit < 32; bit++) reversed |= (value >> bit & 1) << (31 - bit);
+    return reversed;
+}
+
 static int tensor_fill(pllm_memory *memory, memory_tensor *tensor, uint32_t page_count)
 {
     tensor->pages = pllm_alloc_array(memory->context, page_count, sizeof *tensor->pages);
@@ -258,8 +266,8 @@ static int tensor_fill(pllm_memory *memory, memory_tensor *tensor, uint32_t page
     if (!tensor->pages || !tensor->written || !tensor->pins)
         return pllm_fail_memory("a tensor", page_count * sizeof *tensor->pages);
     for (uint32_t i = 0; i < page_count; i++) {
-        int status = pllm_pager_page_new(memory->pager, i ? tensor->pages[i - 1] : PLLM_NONE, i,
-                                         &tensor->pages[i]);
+        int status = pllm_pager_page_new(memory->pager, i ? tensor->pages[i - 1] : PLLM_NONE,
+                                         bits_reversed(i), &tensor->pages[i]);
         if (status == PLLM_OK) continue;
         pages_free(memory, tensor, i);
         return status;
