@@ -23,9 +23,9 @@ typedef struct tensor_worker_ops {
      * fills and sums together. */
     int (*fill)(tensor_worker *worker, const tensor_piece *pieces, uint32_t count);
     int (*sum)(tensor_worker *worker, const tensor_piece *pieces, uint32_t count);
+    int (*add)(tensor_worker *worker);                 /* the sums of all tiles, a call too */
     int (*wait)(tensor_worker *worker, uint64_t call); /* until that call is done */
-    /* Of every piece summed since the last total; waits for them. */
-    int (*total)(tensor_worker *worker, double *total_out);
+    double (*total)(tensor_worker *worker);            /* what add made, when that is done */
 } tensor_worker_ops;
 
 struct tensor_worker { /* first member of each kind */

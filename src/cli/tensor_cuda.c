@@ -62,15 +62,18 @@ static int cuda_wait(tensor_worker *worker, uint64_t number)
     return worker->device->ops->event_wait(worker->device, w->events[number % EVENTS], UINT64_MAX);
 }
 
-static int cuda_total(tensor_worker *worker, double *total_out)
+static int cuda_add(tensor_worker *worker)
 {
     cuda_worker *w = (cuda_worker *)worker;
     pllm_va to = pllm_cuda_host_va(worker->device, w->host);
     if (!to) return pllm_fail(PLLM_EDEVICE, 0, "the kernel that adds up cannot reach host memory");
     int status = pllm_cuda_tensor_total(w->rows, w->stream, w->sums, worker->tiles, to);
-    if (status == PLLM_OK) status = worker->device->ops->stream_sync(worker->device, w->stream);
-    if (status == PLLM_OK) *total_out = *(volatile double *)w->host;
-    return status;
+    return status == PLLM_OK ? call_end(w) : status;
+}
+
+static double cuda_total(tensor_worker *worker)
+{
+    return *(volatile double *)((cuda_worker *)worker)->host;
 }
 
 static void cuda_close(tensor_worker *worker)
@@ -92,6 +95,7 @@ static const tensor_worker_ops cuda_ops = {
     .close = cuda_close,
     .fill = cuda_fill,
     .sum = cuda_sum,
+    .add = cuda_add,
     .wait = cuda_wait,
     .total = cuda_total,
 };

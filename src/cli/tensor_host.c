@@ -12,7 +12,7 @@ enum { QUANTILES = 1 << 16, LANES = 16 };
 typedef struct host_worker {
     tensor_worker base;
     float *quantiles;
-    double *sums;
+    double *sums, total;
 } host_worker;
 
 /* quantiles[i] solves P(X < x) = (i + 1/2) / 65,536, by Newton's steps from its neighbour. */
@@ -95,12 +95,17 @@ static int host_wait(tensor_worker *worker, uint64_t call)
     return PLLM_OK; /* done when it returned */
 }
 
-static int host_total(tensor_worker *worker, double *total_out)
+static int host_add(tensor_worker *worker)
 {
-    const host_worker *w = (host_worker *)worker;
-    *total_out = 0;
-    for (uint64_t i = 0; i < worker->tiles; i++) *total_out += w->sums[i];
+    host_worker *w = (host_worker *)worker;
+    w->total = 0;
+    for (uint64_t i = 0; i < worker->tiles; i++) w->total += w->sums[i];
     return PLLM_OK;
+}
+
+static double host_total(tensor_worker *worker)
+{
+    return ((host_worker *)worker)->total;
 }
 
 static void host_close(tensor_worker *worker)
@@ -115,6 +120,7 @@ static const tensor_worker_ops host_ops = {
     .close = host_close,
     .fill = host_fill,
     .sum = host_sum,
+    .add = host_add,
     .wait = host_wait,
     .total = host_total,
 };
