@@ -181,7 +181,8 @@ int main(int argc, char **argv)
     must(b.device->ops->stream_open(b.device, &b.stream));
     must(b.device->ops->host_alloc(b.device, STAGING_BYTES, &b.staging));
     must(pllm_cuda_prefill_open(NULL, b.device, &b.prefill));
-    static const shape shapes[] = {{"llama-2-7b", 32, 32, 128}, {"llama-3.1-8b", 32, 8, 128}};
+    static const shape shapes[] = {
+        {"llama-2-7b", 32, 32, 128}, {"llama-3.1-8b", 32, 8, 128}, {"llama-3.2-1b", 32, 8, 64}};
     static const uint32_t sizes[][2] = {{2048, 2048}, {8192, 8192}, {2048, 32768}, {2048, 65536}};
     const uint32_t count = b.smoke ? 1 : b.kernel == PLLM_CUDA_PREFILL_GENERIC ? 2 : 4;
     values_make(&b, PLLM_BF16);
@@ -191,8 +192,8 @@ int main(int argc, char **argv)
     values_make(&b, PLLM_F16);
     measure(&b, &shapes[0], PLLM_F16, sizes[count - 1][0], sizes[count - 1][1], 0);
     measure(&b, &shapes[0], PLLM_F16, sizes[count - 1][0], sizes[count - 1][1], 1);
-    const shape small = {"smollm2-135m", 9, 3, 64};
-    measure(&b, &small, PLLM_F16, sizes[count / 2][0], sizes[count / 2][1], 0);
+    measure(&b, &shapes[2], PLLM_F16, sizes[1 % count][0], sizes[1 % count][1], 0);
+    measure(&b, &shapes[2], PLLM_F16, sizes[count - 1][0], sizes[count - 1][1], 0);
     pllm_cuda_prefill_close(b.prefill);
     b.device->ops->host_free(b.device, b.staging, STAGING_BYTES);
     b.device->ops->stream_close(b.device, b.stream);

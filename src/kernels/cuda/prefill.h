@@ -65,7 +65,8 @@ int pllm_cuda_prefill_open(const pllm_context *context, pllm_device *device,
                            pllm_cuda_prefill_kernels **prefill_out);
 void pllm_cuda_prefill_close(pllm_cuda_prefill_kernels *prefill); /* NULL is fine */
 
-/* Enqueues. Errors: EINVAL, EUNSUPPORTED (the kernel asked for does not run here), EDEVICE. */
+/* Enqueues. One stream at a time for an object. Errors: EINVAL, EUNSUPPORTED (the kernel asked for
+ * does not run here), EDEVICE. */
 int pllm_cuda_attend_prefill(pllm_cuda_prefill_kernels *prefill, pllm_stream *stream,
                              const pllm_cuda_prefill *f);
 

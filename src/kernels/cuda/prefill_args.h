@@ -21,6 +21,8 @@ typedef struct prefill_args {
     uint32_t band;  /* heads whose tiles run together; divides heads */
     uint32_t distinct, out_dtype;
     uint32_t sealed_block_rows, stage_block_rows; /* rows of head_dim elements a block */
+    uint32_t work_count, counter; /* where CTAs do several tiles: how many there are, and which of
+                                   * the kernel's counters is this launch's */
     uint32_t reserved;
     float scale, scale_log2; /* scale_log2 = scale * log2(e) */
 } prefill_args;

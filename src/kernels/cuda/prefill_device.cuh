@@ -1,5 +1,5 @@
-/* prefill_device.cuh - what the prefill kernels share: which tile of which item and head a CTA does,
- * and conversions.
+/* prefill_device.cuh - what the prefill kernels share: which tile of which item and head a CTA
+ * does, and conversions.
  *
  * The grid is one-dimensional. Items come one after the other; within one, bands of heads; within a
  * band, query tiles from the last (which sees most) to the first, and the band's heads innermost:
@@ -24,8 +24,7 @@ struct prefill_work {
 
 /* 0: nothing to do here. */
 template <uint32_t TILE_ROWS>
-__device__ __forceinline__ bool prefill_find(const prefill_args &a, uint32_t index,
-                                             prefill_work *w)
+__device__ __forceinline__ bool prefill_find(const prefill_args &a, uint32_t index, prefill_work *w)
 {
     const uint32_t per_item = a.heads * a.tiles, per_band = a.band * a.tiles;
     const uint32_t item_index = index / per_item, in_item = index - item_index * per_item;
@@ -45,7 +44,10 @@ __device__ __forceinline__ bool prefill_find(const prefill_args &a, uint32_t ind
 }
 
 template <typename T> __device__ __forceinline__ float prefill_to_float(T x);
-template <> __device__ __forceinline__ float prefill_to_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ float prefill_to_float<float>(float x)
+{
+    return x;
+}
 template <> __device__ __forceinline__ float prefill_to_float<__half>(__half x)
 {
     return __half2float(x);

@@ -7,10 +7,10 @@
  *
  *   shared:  Q f32 [32][pitch] | K, then V, f32 [32][pitch] | scores f32 [32][33]
  *
- * 256 threads: thread (y, x) of 16 x 16 has rows y and y + 16; tokens x and x + 16 of the scores, and
- * channels 4 x + 64 j of the output. A row's softmax state is kept by the 16 threads that share it,
- * all with the same bits. Every sum is one chain in a fixed order: ascending channels for a score,
- * ascending tokens for an output.
+ * 256 threads: thread (y, x) of 16 x 16 has rows y and y + 16; tokens x and x + 16 of the scores,
+ * and channels 4 x + 64 j of the output. A row's softmax state is kept by the 16 threads that share
+ * it, all with the same bits. Every sum is one chain in a fixed order: ascending channels for a
+ * score, ascending tokens for an output.
  *
  * Rows outside the item are computed on zeros and not stored. */
 #include "prefill_device.cuh"
@@ -31,8 +31,9 @@ __device__ __forceinline__ void rows_load(float *to, uint32_t pitch, const T *fr
 }
 
 /* Q, K and V rows are whole multiples of 8 elements; loads of 4 are aligned to their size. */
-template <> __device__ __forceinline__ void rows_load<float>(float *to, uint32_t pitch,
-                                                             const float *from, uint32_t width)
+template <>
+__device__ __forceinline__ void rows_load<float>(float *to, uint32_t pitch, const float *from,
+                                                 uint32_t width)
 {
     for (uint32_t i = threadIdx.x; i < ROWS * (width / 4); i += THREADS) {
         const uint32_t row = i / (width / 4), at = i % (width / 4) * 4;
@@ -162,11 +163,11 @@ __device__ __forceinline__ void prefill(const prefill_args &a)
 }
 } // namespace
 
-#define PREFILL_GENERIC(name, type, columns)                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) name(const __grid_constant__             \
-                                                               prefill_args a)                     \
-    {                                                                                              \
-        prefill<type, columns>(a);                                                                 \
+#define PREFILL_GENERIC(name, type, columns)                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+        name(const __grid_constant__ prefill_args a)         \
+    {                                                        \
+        prefill<type, columns>(a);                           \
     }
 
 PREFILL_GENERIC(pllm_prefill_generic_f32_64, float, 1)

@@ -1,10 +1,10 @@
-/* prefill_mma.cu - causal attention of prompt rows over paged blocks, on the tensor cores of any GPU
- * from sm_80 on: what runs where prefill_sm90.cu does not.
+/* prefill_mma.cu - causal attention of prompt rows over paged blocks, on the tensor cores of any
+ * GPU from sm_80 on: what runs where prefill_sm90.cu does not.
  *
- * The algorithm is FlashAttention-2's (arXiv:2307.08691), written anew for blocks of 32 tokens. A CTA
- * does 128 query rows at absolute positions for one head, four warps of 32 rows, over tiles of 64
- * tokens from the diagonal down to 0. Copies into shared memory are asynchronous: the values of a tile
- * come while its scores are made, the keys of the next while its softmax and output are.
+ * The algorithm is FlashAttention-2's (arXiv:2307.08691), written anew for blocks of 32 tokens. A
+ * CTA does 128 query rows at absolute positions for one head, four warps of 32 rows, over tiles of
+ * 64 tokens from the diagonal down to 0. Copies into shared memory are asynchronous: the values of
+ * a tile come while its scores are made, the keys of the next while its softmax and output are.
  *
  *   shared:  Q [128][head_dim] | K [64][head_dim] | V [64][head_dim]
  *   the 16-byte piece c of row r lies at piece c ^ r % 8, so that ldmatrix meets no bank twice
@@ -57,14 +57,14 @@ __device__ __forceinline__ void matrices_load_transposed(uint32_t (&to)[4], uint
                  : "memory");
 }
 
-#define MMA(type, tag)                                                                             \
-    __device__ __forceinline__ void mma(tag, float (&d)[4], const uint32_t (&a)[4], uint32_t b0,   \
-                                        uint32_t b1)                                               \
-    {                                                                                              \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                \
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"           \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                              \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
+#define MMA(type, tag)                                                                         \
+    __device__ __forceinline__ void mma(tag, float(&d)[4], const uint32_t(&a)[4], uint32_t b0, \
+                                        uint32_t b1)                                           \
+    {                                                                                          \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "            \
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"       \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                          \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));          \
     }
 MMA("f16", half_tag)
 MMA("bf16", bfloat_tag)
@@ -96,8 +96,8 @@ template <uint32_t WIDE> __device__ __forceinline__ uint32_t place(uint32_t row,
     return row * (WIDE * 128) + (piece / 8 * 8 + (piece ^ row) % 8) * 16;
 }
 
-/* From the place of piece 0 or 1 of a row to that of the piece 2 * pairs further: what place() gives,
- * without a register for each. Tiles are aligned to 128 bytes. */
+/* From the place of piece 0 or 1 of a row to that of the piece 2 * pairs further: what place()
+ * gives, without a register for each. Tiles are aligned to 128 bytes. */
 __device__ __forceinline__ uint32_t place_on(uint32_t from, uint32_t pairs)
 {
     return (from ^ pairs % 4 * 32) + pairs / 4 * 128;
@@ -111,7 +111,8 @@ struct step {
     uint32_t shows; /* enum see */
 };
 
-/* Step n: the diagonal's two tiles, later first; if distinct, again in the sealed form; the rest. */
+/* Step n: the diagonal's two tiles, later first; if distinct, again in the sealed form; the rest.
+ */
 template <bool DISTINCT>
 __device__ __forceinline__ step step_find(const prefill_work &w, uint32_t n)
 {
@@ -122,8 +123,8 @@ __device__ __forceinline__ step step_find(const prefill_work &w, uint32_t n)
     return step{top + 2 - n, SEE_ALL};
 }
 
-/* Address of the tile's block (0 or 1) of this head: its 32 key rows, then its 32 value rows. Blocks
- * nobody sees are replaced by ones with finite numbers. */
+/* Address of the tile's block (0 or 1) of this head: its 32 key rows, then its 32 value rows.
+ * Blocks nobody sees are replaced by ones with finite numbers. */
 template <uint32_t WIDE, bool DISTINCT>
 __device__ __forceinline__ uint64_t block_find(const prefill_args &a, const prefill_work &w,
                                                const step &s, uint32_t which)
@@ -319,7 +320,8 @@ __device__ __forceinline__ void prefill(const prefill_args &a)
             for (uint32_t i = 0; i < WIDE * 32; i++) o[m][i / 4][i % 4] *= keep[i / 2 % 2];
 #pragma unroll
             for (uint32_t i = 0; i < 16; i++)
-                p[m][i / 4][i % 4] = pack2(TAG(), s[m][i / 2][i % 2 * 2], s[m][i / 2][i % 2 * 2 + 1]);
+                p[m][i / 4][i % 4] =
+                    pack2(TAG(), s[m][i / 2][i % 2 * 2], s[m][i / 2][i % 2 * 2 + 1]);
         }
         values<TAG, WIDE>(o, p, v);
     }
@@ -339,11 +341,11 @@ __device__ __forceinline__ void prefill(const prefill_args &a)
 }
 } // namespace
 
-#define PREFILL_KERNEL(name, ...)                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                       \
-        name(const __grid_constant__ prefill_args a)                                               \
-    {                                                                                              \
-        prefill<__VA_ARGS__>(a);                                                                   \
+#define PREFILL_KERNEL(name, ...)                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) \
+        name(const __grid_constant__ prefill_args a)         \
+    {                                                        \
+        prefill<__VA_ARGS__>(a);                             \
     }
 
 PREFILL_KERNEL(pllm_prefill_mma_f16_64, half_tag, 1, false)

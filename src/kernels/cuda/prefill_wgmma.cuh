@@ -1,11 +1,11 @@
-/* prefill_wgmma.cuh - Hopper's own instructions, one wrapper each: warpgroup products, tensor copies,
- * barriers in shared memory, register donation. (PTX ISA, sections on wgmma, cp.async.bulk.tensor,
- * mbarrier and setmaxnreg.)
+/* prefill_wgmma.cuh - Hopper's own instructions, one wrapper each: warpgroup products, tensor
+ * copies, barriers in shared memory, register donation. (PTX ISA, sections on wgmma,
+ * cp.async.bulk.tensor, mbarrier and setmaxnreg.)
  *
- * Shared tiles are rows of 128 bytes under the 128-byte swizzle, at 1024-byte alignment: the 16-byte
- * piece c of row r lies at r * 128 + ((c ^ r % 8) * 16). A matrix wider than 64 elements is
+ * Shared tiles are rows of 128 bytes under the 128-byte swizzle, at 1024-byte alignment: the
+ * 16-byte piece c of row r lies at r * 128 + ((c ^ r % 8) * 16). A matrix wider than 64 elements is
  * several such tiles. A descriptor says where an operand of a product begins:
- *   K-major (rows run along the summed dimension: Q and K): 8-row groups are 1024 bytes apart; the
+ *   K-major (rows run along the summed dimension: K): 8-row groups are 1024 bytes apart; the
  *     next 16 of the sum are 32 bytes on, within the row;
  *   MN-major (rows are steps of the summed dimension: V): 8-step groups are 1024 bytes apart, the
  *     next 64 columns one tile on; the next 16 of the sum are 16 rows on.
@@ -20,17 +20,17 @@
 
 #include <stdint.h>
 
-#define ACC8(d, i)                                                                                 \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
+#define ACC8(d, i)                                                                              \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
         "+f"(d[i + 6]), "+f"(d[i + 7])
 #define ACC32(d, i) ACC8(d, i), ACC8(d, i + 8), ACC8(d, i + 16), ACC8(d, i + 24)
 #define ACC64(d) ACC32(d, 0), ACC32(d, 32)
 
-#define REGS32                                                                                     \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
+#define REGS32                                                                                   \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
     "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define REGS64                                                                                     \
-    REGS32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "    \
+#define REGS64                                                                                  \
+    REGS32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 struct half_tag {
@@ -38,39 +38,40 @@ struct half_tag {
 struct bfloat_tag {
 };
 
-/* S[64][128] (+)= A[64][16] B[128][16]^T, both K-major in shared memory. */
-#define WGMMA_SS_128(type, tag)                                                                    \
-    __device__ __forceinline__ void wgmma_ss(tag, float(&d)[64], uint64_t a, uint64_t b, int add)  \
-    {                                                                                              \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                  \
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" REGS64      \
-                     "}, %64, %65, p, 1, 1, 0, 0;\n}\n"                                            \
-                     : ACC64(d)                                                                    \
-                     : "l"(a), "l"(b), "r"(add));                                                  \
+/* S[64][128] (+)= A[64][16] B[128][16]^T: A in registers, B K-major in shared memory. */
+#define WGMMA_RS_ADD_128(type, tag)                                                           \
+    __device__ __forceinline__ void wgmma_rs_add(tag, float(&d)[64], const uint32_t *a,       \
+                                                 uint64_t b, int add)                         \
+    {                                                                                         \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                             \
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" REGS64 \
+                     "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"                         \
+                     : ACC64(d)                                                               \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));         \
     }
-WGMMA_SS_128("f16", half_tag)
-WGMMA_SS_128("bf16", bfloat_tag)
+WGMMA_RS_ADD_128("f16", half_tag)
+WGMMA_RS_ADD_128("bf16", bfloat_tag)
 
 /* O[64][128] += P[64][16] V[16][128]: P in registers, V MN-major in shared memory. */
-#define WGMMA_RS_128(type, tag)                                                                    \
-    __device__ __forceinline__ void wgmma_rs(tag, float(&d)[64], const uint32_t *a, uint64_t b)    \
-    {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" REGS64      \
-                     "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                                 \
-                     : ACC64(d)                                                                    \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+#define WGMMA_RS_128(type, tag)                                                                 \
+    __device__ __forceinline__ void wgmma_rs(tag, float(&d)[64], const uint32_t *a, uint64_t b) \
+    {                                                                                           \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" REGS64   \
+                     "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                              \
+                     : ACC64(d)                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                     \
     }
 WGMMA_RS_128("f16", half_tag)
 WGMMA_RS_128("bf16", bfloat_tag)
 
 /* O[64][64] += P[64][16] V[16][64]. */
-#define WGMMA_RS_64(type, tag)                                                                     \
-    __device__ __forceinline__ void wgmma_rs(tag, float(&d)[32], const uint32_t *a, uint64_t b)    \
-    {                                                                                              \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" REGS32       \
-                     "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"                                 \
-                     : ACC32(d, 0)                                                                 \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+#define WGMMA_RS_64(type, tag)                                                                  \
+    __device__ __forceinline__ void wgmma_rs(tag, float(&d)[32], const uint32_t *a, uint64_t b) \
+    {                                                                                           \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" REGS32    \
+                     "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"                              \
+                     : ACC32(d, 0)                                                              \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                     \
     }
 WGMMA_RS_64("f16", half_tag)
 WGMMA_RS_64("bf16", bfloat_tag)
@@ -147,7 +148,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
                  : "memory");
 }
 
-/* A box of a tensor map, at column x of row y, to shared memory; counts its bytes on the barrier. */
+/* A box of a tensor map, at column x of row y, to shared memory; counts its bytes on the barrier.
+ */
 __device__ __forceinline__ void tensor_load(uint32_t to, const void *map, uint32_t x, uint32_t y,
                                             uint32_t barrier)
 {
@@ -155,6 +157,19 @@ __device__ __forceinline__ void tensor_load(uint32_t to, const void *map, uint32
                  "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
                  "l"(map), "r"(x), "r"(y), "r"(barrier)
                  : "memory");
+}
+
+/* 16 bytes, or 16 zero bytes where not valid; copies_wait: all this thread's are there. */
+__device__ __forceinline__ void copy16(uint32_t to, uint64_t from, bool valid)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copies_wait()
+{
+    asm volatile("cp.async.wait_all;\n" ::: "memory");
 }
 
 __device__ __forceinline__ void tensor_map_prefetch(const void *map)
@@ -166,6 +181,14 @@ __device__ __forceinline__ void tensor_map_prefetch(const void *map)
 __device__ __forceinline__ void fence_async()
 {
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void matrices_load(uint32_t *to, uint32_t from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
 }
 
 template <int COUNT> __device__ __forceinline__ void registers_give()
