@@ -13,7 +13,7 @@
 #include <string.h>
 #include "pager/pager_internal.h"
 
-enum { WRITES_MIN = 4, WRITES_MAX = 64, WRITE_BYTES = 16 << 20 };
+enum { WRITES_MIN = 4, WRITES_MAX = 64, WRITE_BYTES = 16 << 20, STREAM_BACK = 64 };
 
 /* ---- lists ---- */
 
@@ -255,6 +255,59 @@ static uint32_t slot_before(const pllm_pager *pager, uint32_t page, uint32_t pla
     return (pager->flags[before] & PAGE_HOST) == place_flag ? pager->home[before] : PLLM_NONE;
 }
 
+static int home_take_on_disk(pllm_pager *pager, uint32_t page)
+{
+    uint32_t slot;
+    int status =
+        pllm_tiers_slot_alloc(pager->tiers, PLLM_AT_DISK, slot_before(pager, page, 0), &slot);
+    if (status == PLLM_OK) pager->home[page] = slot;
+    return status;
+}
+
+/* Is there room on disk for every page on the device, whatever is given early now? */
+static int disk_is_roomy(const pllm_pager *pager)
+{
+    pllm_tiers_stats tiers;
+    pllm_tiers_stats_get(pager->tiers, &tiers);
+    return tiers.disk_count - tiers.disk_used > (uint64_t)pager->frame_limit + STREAM_BACK;
+}
+
+/* Slots on disk are given in the order of the stream: before a page gets its own, the pages before
+ * it that are still without one get theirs. Most of them will leave too, and under `static` they do
+ * so last first: their slots would be in no order, and reading the stream would be many short
+ * reads. */
+static void homes_before(pllm_pager *pager, uint32_t page)
+{
+    uint32_t before[STREAM_BACK], count = 0;
+    for (uint32_t p = pager->follows[page]; count < STREAM_BACK && p != PLLM_NONE;
+         p = pager->follows[p]) {
+        if (pager->home[p] != PLLM_NONE || !(pager->flags[p] & PAGE_DIRTY)) break;
+        before[count++] = p;
+    }
+    if (count == 0 || !disk_is_roomy(pager)) return;
+    while (count-- > 0) { /* page numbers that are used anew may lead in a circle */
+        uint32_t p = before[count];
+        if (p == page || pager->home[p] != PLLM_NONE) continue;
+        if (home_take_on_disk(pager, p) < 0) return;
+        pager->homes_early++;
+    }
+}
+
+/* The disk is full: slots given early to pages that have not left yet are given back, so that they
+ * never keep another page from leaving. 1: there were some. */
+static int homes_reclaim(pllm_pager *pager)
+{
+    uint32_t found = 0;
+    for (uint32_t page = 0; pager->homes_early && page < pager->page_max; page++) {
+        if (pager->home[page] == PLLM_NONE) continue;
+        if ((pager->flags[page] & (PAGE_DIRTY | PAGE_FLIGHT | PAGE_HOST)) != PAGE_DIRTY) continue;
+        pllm_pager_home_drop(pager, page);
+        found = 1;
+    }
+    pager->homes_early = 0;
+    return (int)found;
+}
+
 /* ELIMIT (bare): neither place has room. */
 static int home_take(pllm_pager *pager, uint32_t page)
 {
@@ -263,13 +316,13 @@ static int home_take(pllm_pager *pager, uint32_t page)
                                        slot_before(pager, page, PAGE_HOST), &slot);
     if (status == PLLM_OK) {
         pager->flags[page] |= PAGE_HOST;
-    } else {
-        status =
-            pllm_tiers_slot_alloc(pager->tiers, PLLM_AT_DISK, slot_before(pager, page, 0), &slot);
-        if (status < 0) return status;
+        pager->home[page] = slot;
+        return PLLM_OK;
     }
-    pager->home[page] = slot;
-    return PLLM_OK;
+    homes_before(pager, page);
+    status = home_take_on_disk(pager, page);
+    if (status == PLLM_ELIMIT && homes_reclaim(pager)) status = home_take_on_disk(pager, page);
+    return status;
 }
 
 /* ---- transfers ---- */

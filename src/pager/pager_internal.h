@@ -68,6 +68,7 @@ struct pllm_pager {
     page_list unwritten; /* sealed, dirty, resident, not in flight: write-behind's queue */
     page_list flight;    /* loading or writing, in order of submission */
     uint32_t pages, frames_used, resident_peak, pinned, writing;
+    uint32_t homes_early; /* disk slots given ahead of need, since some were last taken back */
     uint32_t frame_limit; /* as tiers said at the last poll */
     uint32_t shrinking;   /* a lowered limit is not yet reached */
     uint32_t untrimmed;   /* frames went for a lowered limit, and are mapped still */

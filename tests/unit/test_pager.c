@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include "pager/replay.h"
 #include "pager_rig.h"
+#include "tier_rig.h"
 
 enum { BYTES = 4096 };
 
@@ -109,6 +110,86 @@ static void an_open_page_is_rewritten_and_paged(void **state)
     pllm_pager_unpin(rig.pager, &open, 1);
     assert_int_equal(pllm_pager_pin(rig.pager, &open, 1, PLLM_PIN_WRITE, &view), PLLM_EINVAL);
     assert_int_equal(pllm_pager_pin(rig.pager, &open, 1, PLLM_PIN_NEW, &view), PLLM_EINVAL);
+    pager_rig_close(&rig);
+}
+
+/* ---- homes ---- */
+
+/* A rig on a disk in memory that counts its requests. */
+static pager_rig open_counted(uint32_t frames, uint32_t disk_slots, uint32_t page_max,
+                              pllm_disk **disk_out)
+{
+    pllm_faulty_disk_options faults = pllm_faulty_disk_none();
+    pager_rig rig;
+    *disk_out = tier_rig_disk(NULL, NULL, (uint64_t)disk_slots * BYTES, 1, &faults);
+    pager_rig_options options = {
+        .frames = frames,
+        .disk_slots = disk_slots,
+        .disk = *disk_out,
+        .pager = {.page_max = page_max, .policy = PLLM_POLICY_STATIC},
+    };
+    assert_int_equal(pager_rig_open(NULL, &options, &rig), PLLM_OK);
+    return rig;
+}
+
+/* Pages leave one after the other, the newest first, as under `static`. Their slots on disk are in
+ * the order of the stream still: three streams come back in three reads. */
+static void streams_evicted_backwards_are_read_in_long_runs(void **state)
+{
+    (void)state;
+    enum { STREAMS = 3, EACH = 40, N = STREAMS * EACH };
+    pllm_disk *disk;
+    pager_rig rig = open_counted(2 * N, 2000, N, &disk);
+    pllm_page pages[N];
+    for (uint32_t i = 0; i < N; i++)
+        assert_int_equal(
+            pager_rig_page(&rig, i < STREAMS ? PLLM_NONE : pages[i - STREAMS], i, &pages[i]),
+            PLLM_OK);
+    for (uint32_t i = N; i-- > 0;) {
+        assert_int_equal(pllm_pager_evict_pages(rig.pager, &pages[i], 1), 1);
+        pllm_pager_check(rig.pager);
+    }
+    assert_int_equal(stats_of(&rig).tiers.disk_used, N);
+    pllm_faulty_disk_stats before, after;
+    pllm_faulty_disk_stats_get(disk, &before);
+    assert_int_equal(before.writes, N);
+    assert_int_equal(pllm_pager_pin(rig.pager, pages, N, PLLM_PIN_READ, NULL), PLLM_OK);
+    pllm_faulty_disk_stats_get(disk, &after);
+    assert_int_equal(after.reads - before.reads, STREAMS);
+    pllm_pager_unpin(rig.pager, pages, N);
+    for (uint32_t i = 0; i < N; i++) read_page(&rig, pages[i]);
+    pager_rig_close(&rig);
+}
+
+/* Slots given early to pages that are held on the device are given back before the disk counts as
+ * full: as many pages fit as there are frames and slots. */
+static void slots_given_early_do_not_fill_the_disk(void **state)
+{
+    (void)state;
+    enum { FRAMES = 20, SLOTS = 100, STREAM = 10, HELD = 5, N = FRAMES + SLOTS };
+    pllm_disk *disk;
+    pager_rig rig = open_counted(FRAMES, SLOTS, N + 1, &disk);
+    pllm_page pages[N + 1];
+    void *view;
+    for (uint32_t i = 0; i <= N; i++) { /* not sealed, so that nothing is written ahead of need */
+        pllm_page after = i > 0 && i < STREAM ? pages[i - 1] : PLLM_NONE;
+        assert_int_equal(pllm_pager_page_new(rig.pager, after, i, &pages[i]), PLLM_OK);
+        int status = pllm_pager_pin(rig.pager, &pages[i], 1, PLLM_PIN_NEW, &view);
+        assert_int_equal(status, i < N ? PLLM_OK : PLLM_ELIMIT);
+        if (status < 0) break;
+        pager_rig_fill(view, BYTES, pages[i], 0);
+        pllm_pager_unpin(rig.pager, &pages[i], 1);
+        pllm_pager_check(rig.pager);
+        if (i + 1 != STREAM) continue;
+        assert_int_equal(pllm_pager_evict(rig.pager, 1), 1);
+        assert_int_equal(stats_of(&rig).tiers.disk_used, STREAM); /* fewer were needed */
+        assert_int_equal(pllm_pager_pin(rig.pager, pages, HELD, PLLM_PIN_READ, NULL), PLLM_OK);
+    }
+    pllm_pager_unpin(rig.pager, pages, HELD);
+    assert_int_equal(stats_of(&rig).tiers.disk_used, SLOTS);
+    pllm_pager_page_free(rig.pager, pages[N - 1]);
+    for (uint32_t i = 0; i < N - 1; i++) read_page(&rig, pages[i]);
+    pllm_pager_check(rig.pager);
     pager_rig_close(&rig);
 }
 
@@ -679,6 +760,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(contents_survive_host_and_disk),
         cmocka_unit_test(an_open_page_is_rewritten_and_paged),
+        cmocka_unit_test(streams_evicted_backwards_are_read_in_long_runs),
+        cmocka_unit_test(slots_given_early_do_not_fill_the_disk),
         cmocka_unit_test(pins_are_all_or_none),
         cmocka_unit_test(try_pin_brings_pages_without_waiting),
         cmocka_unit_test(what_try_pin_missed_is_kept_until_used),
