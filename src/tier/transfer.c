@@ -509,14 +509,18 @@ static uint32_t count_queued(const pllm_transfers *transfers)
     return count;
 }
 
-static uint32_t count_running(const pllm_transfers *transfers, uint32_t *staging_out)
+static uint32_t count_running(const pllm_transfers *transfers, uint32_t *staging_out,
+                              uint64_t *reading_out)
 {
     uint32_t count = 0;
     *staging_out = 0;
+    *reading_out = 0;
     for (uint32_t i = 0; i < transfers->run_max; i++) {
         const transfer_run *run = &transfers->runs[i];
         if (run->phase == RUN_FREE) continue;
         *staging_out += run->staging == PLLM_NONE ? 0 : run->staging_count;
+        if (run->lane == LANE_READ && run->phase != RUN_COPYING)
+            *reading_out += run->count * transfers->page_bytes;
         uint32_t in_run = 0;
         for (uint32_t r = run->first; r != PLLM_NONE; r = transfers->requests[r].next, in_run++)
             check(transfers->requests[r].state == REQUEST_RUNNING);
@@ -529,6 +533,7 @@ static uint32_t count_running(const pllm_transfers *transfers, uint32_t *staging
 void pllm_transfers_check(const pllm_transfers *transfers)
 {
     uint32_t counts[REQUEST_OVER + 1] = {0}, staging;
+    uint64_t reading;
     for (uint32_t index = 0; index < transfers->request_max; index++) {
         const transfer_request *r = &transfers->requests[index];
         counts[r->state]++;
@@ -541,9 +546,10 @@ void pllm_transfers_check(const pllm_transfers *transfers)
         check(older == r->waits_on);                                        /* 2 */
         check((r->state == REQUEST_BLOCKED) == (r->waits_on != PLLM_NONE)); /* 2 */
     }
-    check(count_queued(transfers) == counts[REQUEST_QUEUED]);             /* 2 */
-    check(count_running(transfers, &staging) == counts[REQUEST_RUNNING]); /* 2 */
+    check(count_queued(transfers) == counts[REQUEST_QUEUED]);                       /* 2 */
+    check(count_running(transfers, &staging, &reading) == counts[REQUEST_RUNNING]); /* 2 */
     check(transfers->pending ==
           counts[REQUEST_QUEUED] + counts[REQUEST_BLOCKED] + counts[REQUEST_RUNNING]); /* 3 */
     if (!transfers->disk_dead) check(staging == transfers->staging_used);              /* 4 */
+    check(reading == transfers->reading_bytes);                                        /* 4 */
 }

@@ -19,7 +19,8 @@
  * Invariants (pllm_transfers_check): 1. Every request that is not FREE or OVER is in the bucket of
  * its slot, newest first. 2. A QUEUED request is in exactly one queue; a RUNNING one in one run;
  * a BLOCKED one waits for an older one of the same slot. 3. pending counts QUEUED, BLOCKED and
- * RUNNING. 4. Staging pages taken = the sum over disk runs. */
+ * RUNNING. 4. Staging pages taken = the sum over disk runs; reading_bytes = that of the reads that
+ * the disk has or is to have. */
 #ifndef PLLM_TIER_TRANSFER_INTERNAL_H
 #define PLLM_TIER_TRANSFER_INTERNAL_H
 
@@ -106,7 +107,8 @@ struct pllm_transfers {
     copy_stream streams[2];                              /* by LANE_IN, LANE_OUT */
     run_list to_disk;
     uint32_t on_disk;
-    int disk_dead; /* the backend itself failed: its status */
+    uint64_t reading_bytes; /* of reads in to_disk and on disk */
+    int disk_dead;          /* the backend itself failed: its status */
     int disk_dead_native;
     uint32_t orphans;     /* requests that it had then: failed here, maybe still moving there */
     uint32_t write_first; /* whose turn it is at equal priority */

@@ -7,6 +7,10 @@
  * A run holds one priority only, and so few bytes that urgent work submitted later waits for a
  * bounded time. Less urgent runs leave part of the staging pages free for demand.
  *
+ * The disk has few reads at a time, as many as keep it busy while the next are prepared. What waits
+ * here can still become longer, what the disk has cannot; and a disk may say only when it has done
+ * with all it was given (a virtual machine's does), so that much at a time comes late, all at once.
+ *
  * A failed disk run of several pages is taken apart and each page tried alone, so that only the bad
  * ones fail. After a failed copy nothing on its stream is trusted: what is in flight is waited for,
  * asked one by one, and the stream is opened anew. A failure of the disk backend itself (its poll)
@@ -27,6 +31,7 @@ enum {
     IN_FLIGHT_PAGES = 3,         /* but at least so many pages: the next waits behind the first */
     HOST_RUNS = 16,
     DISK_RUNS = 48,
+    READING_BYTES = 2 << 20, /* no more reads while the disk has this much: see above */
     COMPLETIONS = 32,
 };
 
@@ -270,8 +275,16 @@ static int copies_submit(pllm_transfers *transfers, uint32_t index)
 
 static void disk_submit(pllm_transfers *transfers, uint32_t index)
 {
-    transfers->runs[index].phase = RUN_TO_DISK;
+    transfer_run *run = &transfers->runs[index];
+    run->phase = RUN_TO_DISK;
+    if (run->lane == LANE_READ) transfers->reading_bytes += run->count * transfers->page_bytes;
     list_push(transfers, &transfers->to_disk, index);
+}
+
+/* The disk has done with a run, or will not have it. */
+static void disk_leave(pllm_transfers *transfers, const transfer_run *run)
+{
+    if (run->lane == LANE_READ) transfers->reading_bytes -= run->count * transfers->page_bytes;
 }
 
 /* A run's copies are over. */
@@ -380,7 +393,6 @@ static void run_on_disk_over(pllm_transfers *transfers, const pllm_disk_completi
     assert(index < transfers->run_max && transfers->runs[index].phase == RUN_ON_DISK);
     transfer_run *run = &transfers->runs[index];
     uint64_t bytes = run->count * transfers->page_bytes;
-    transfers->on_disk--;
     if (completion->status < 0) {
         run_disk_failed(transfers, index, completion->status, completion->native);
         return;
@@ -406,11 +418,16 @@ static void disk_died(pllm_transfers *transfers, int status)
         transfer_run *run = &transfers->runs[index];
         if (run->phase != RUN_ON_DISK) continue;
         run->staging = PLLM_NONE;
+        disk_leave(transfers, run);
         run_disk_failed(transfers, index, status, native);
     }
     transfers->on_disk = 0;
 }
 
+static void disk_start(pllm_transfers *transfers);
+
+/* The disk gets its next requests before what it has brought is looked at: verifying, copying and
+ * using a megabyte takes nearly as long as reading one. */
 static void disk_reap(pllm_transfers *transfers, uint64_t timeout_ns)
 {
     pllm_disk_completion completions[COMPLETIONS];
@@ -421,6 +438,11 @@ static void disk_reap(pllm_transfers *transfers, uint64_t timeout_ns)
             disk_died(transfers, count);
             return;
         }
+        for (int i = 0; i < count; i++) {
+            disk_leave(transfers, &transfers->runs[completions[i].cookie]);
+            transfers->on_disk--;
+        }
+        if (count) disk_start(transfers);
         for (int i = 0; i < count; i++) run_on_disk_over(transfers, &completions[i]);
         if (count < COMPLETIONS) return;
         timeout_ns = 0;
@@ -448,6 +470,7 @@ static void disk_push(pllm_transfers *transfers)
             run->phase = RUN_ON_DISK;
             transfers->on_disk++;
         } else {
+            disk_leave(transfers, run);
             run_disk_failed(transfers, index, status, native);
         }
     }
@@ -521,6 +544,7 @@ static int disk_run_start(pllm_transfers *transfers, uint32_t lane, uint32_t pri
         return 1;
     }
     if (staging_room(transfers, priority) == 0) return 0;
+    if (lane == LANE_READ && transfers->reading_bytes >= READING_BYTES) return 0;
     uint32_t slot = transfers->requests[head].slot, first, got;
     uint32_t count = neighbours(transfers, lane, priority, &transfers->requests[head], &first);
     uint32_t staging = staging_take(transfers, count, priority, &got);
@@ -547,11 +571,8 @@ static int disk_run_start(pllm_transfers *transfers, uint32_t lane, uint32_t pri
     return 1;
 }
 
-void pllm_runs_start(pllm_transfers *transfers)
+static void disk_start(pllm_transfers *transfers)
 {
-    while (host_run_start(transfers, LANE_IN)) continue;
-    while (host_run_start(transfers, LANE_OUT)) continue;
-    if (!transfers->disk) return;
     for (uint32_t priority = 0; priority < PRIORITY_COUNT; priority++) {
         int started;
         do { /* reads and writes take turns, so that neither starves the other */
@@ -564,6 +585,13 @@ void pllm_runs_start(pllm_transfers *transfers)
         } while (started);
     }
     disk_push(transfers);
+}
+
+void pllm_runs_start(pllm_transfers *transfers)
+{
+    while (host_run_start(transfers, LANE_IN)) continue;
+    while (host_run_start(transfers, LANE_OUT)) continue;
+    if (transfers->disk) disk_start(transfers);
 }
 
 /* ---- waiting ---- */

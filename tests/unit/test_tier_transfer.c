@@ -172,6 +172,42 @@ static void test_neighbours_merge(void **state)
     sim_close(&sim);
 }
 
+/* The disk has about 2 MiB of reads at a time: what waits may still merge, and what comes with one
+ * of them is not as much as a frame cache. As one is over the next goes. */
+static void test_few_long_reads_in_flight(void **state)
+{
+    (void)state;
+    enum { COUNT = 6 * 256, EXTENT = 256 };
+    sim_rig sim;
+    sim_open(&sim, 5, COUNT, COUNT, NULL);
+    pllm_ticket *tickets = calloc(COUNT, sizeof *tickets);
+    pllm_faulty_disk_stats disk;
+    uint64_t writes = 0;
+    for (uint32_t pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; i < COUNT; i++)
+            OK(tier_rig_move(&sim.rig, pass ? DISK : DEVICE, pass ? DEVICE : DISK, i, i,
+                             PLLM_PREFETCH, i, &tickets[i]));
+        while (pllm_transfers_pending(sim.rig.transfers)) {
+            (void)pllm_transfers_poll(sim.rig.transfers);
+            pllm_transfers_check(sim.rig.transfers);
+            pllm_faulty_disk_stats_get(sim.disk, &disk);
+            if (pass == 0) writes = disk.writes;
+            uint64_t bytes_over = 0;
+            for (uint32_t i = 0; pass && i < COUNT; i++)
+                if (pllm_transfer_state(sim.rig.transfers, tickets[i]) == 1) bytes_over += 4096;
+            /* Under way: two extents in the disk, and what is being copied in from staging. */
+            if (pass) assert_true(disk.reads <= 2 + 2 + bytes_over / (EXTENT * 4096));
+            if (pass) assert_true(disk.reads >= 2);
+        }
+        for (uint32_t i = 0; i < COUNT; i++) pllm_transfer_release(sim.rig.transfers, tickets[i]);
+    }
+    assert_true(writes > 0);
+    pllm_faulty_disk_stats_get(sim.disk, &disk);
+    assert_in_range(disk.reads, 6, 8); /* staging may cut one */
+    free(tickets);
+    sim_close(&sim);
+}
+
 /* What is demanded late comes before most of what was queued for prefetch; write-behind last. */
 static void demand_overtakes(uint32_t place)
 {
@@ -523,6 +559,7 @@ int main(void)
         cmocka_unit_test(test_host_round_trips),
         cmocka_unit_test(test_disk_round_trips),
         cmocka_unit_test(test_neighbours_merge),
+        cmocka_unit_test(test_few_long_reads_in_flight),
         cmocka_unit_test(test_demand_overtakes),
         cmocka_unit_test(test_same_slot_keeps_order),
         cmocka_unit_test(test_tickets),
