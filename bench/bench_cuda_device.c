@@ -127,7 +127,7 @@ static double scattered(bench *b, pllm_copy_kind kind, uint64_t piece, int batch
 static void movement(bench *b)
 {
     static const uint64_t large[] = {256 << 10, 2 * MEBI, 16 * MEBI};
-    static const uint64_t small[] = {4 << 10, 16 << 10, 64 << 10, 256 << 10};
+    static const uint64_t small[] = {4 << 10, 16 << 10, 64 << 10, 256 << 10, 2 * MEBI};
     char name[64];
     for (uint32_t i = 0; i < 3; i++) {
         double in = dma(b, PLLM_COPY_IN, large[i]), out = dma(b, PLLM_COPY_OUT, large[i]);
@@ -139,7 +139,7 @@ static void movement(bench *b)
         snprintf(name, sizeof name, "dma_out_%llu_kib_gb_s", (unsigned long long)large[i] >> 10);
         record(b, name, out);
     }
-    for (uint32_t i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < 5; i++) {
         double us[3], in = scattered(b, PLLM_COPY_IN, small[i], 1, &us[0]);
         double out = scattered(b, PLLM_COPY_OUT, small[i], 1, &us[1]);
         double each = scattered(b, PLLM_COPY_IN, small[i], 0, &us[2]);

@@ -51,6 +51,10 @@ int main(void)
     int failed = 0;
     device_conformance how = {"cuda", subject_open, subject_close, &self, CAPACITY, 0};
     failed += device_conformance_run(&how);
+    how.name = "cuda with late work";
+    self.fake->deferred = 1;
+    failed += device_conformance_run(&how);
+    self.fake->deferred = 0;
     how.name = "cuda without batches";
     self.fake->version = 12000;
     failed += device_conformance_run(&how);

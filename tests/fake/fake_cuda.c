@@ -335,15 +335,222 @@ static int fake_host_va(uint64_t *va, void *pointer, uint32_t flags)
     return CUDA_OK;
 }
 
-/* ---- streams and events ---- */
+/* ---- streams, events and movement ----
+ *
+ * A stream is a list of operations. Submitting runs the whole list, or leaves it where it is when
+ * work is deferred. An event counts its records and how many of them a stream has reached; who
+ * waits for it, waits for the count at that time. One lock for all of it. */
 
-typedef struct thing {
+typedef struct event event;
+typedef struct operation {
+    struct operation *next;
+    enum { COPY, FILL, RECORD, WAIT } kind;
+    uint64_t to, from;
+    size_t bytes;
+    unsigned char value;
+    event *event;
+    uint64_t generation;
+} operation;
+
+typedef struct stream {
+    struct stream *next; /* of all streams */
+    operation *first, **end;
     int capturing;
-} thing;
+} stream;
+
+struct event {
+    uint64_t recorded, done;
+    stream *stream; /* of the last record */
+    int references; /* the handle's and the operations' */
+};
+
+static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER; /* streams, events, operations */
+static stream *streams;
+
+static void event_drop(event *e)
+{
+    if (--e->references == 0) free(e);
+}
+
+/* Runs the first operation; 0 if there is none or it has to wait. */
+static int run_one(stream *s)
+{
+    operation *op = s->first;
+    if (!op || (op->kind == WAIT && op->event->done < op->generation)) return 0;
+    if (op->kind == COPY)
+        memcpy((void *)(uintptr_t)op->to, (const void *)(uintptr_t)op->from, op->bytes);
+    else if (op->kind == FILL)
+        memset((void *)(uintptr_t)op->to, op->value, op->bytes);
+    else if (op->kind == RECORD && op->event->done < op->generation)
+        op->event->done = op->generation;
+    if (op->event) event_drop(op->event);
+    s->first = op->next;
+    if (!s->first) s->end = &s->first;
+    free(op);
+    return 1;
+}
+
+/* Runs the stream to its end, and of the others only what it waits for. */
+static void run_all(stream *s)
+{
+    while (s->first) {
+        if (run_one(s)) continue;
+        stream *other = streams;
+        while (other && (other == s || !run_one(other))) other = other->next;
+        if (!other) abort(); /* a deadlock of events */
+    }
+}
+
+static void submit(stream *s, operation op)
+{
+    if (s->capturing) return; /* noted, and not run */
+    operation *copy = malloc(sizeof *copy);
+    if (!copy) abort();
+    *copy = op;
+    copy->next = NULL;
+    pthread_mutex_lock(&order);
+    if (op.event) {
+        op.event->references++;
+        if (op.kind == RECORD) {
+            copy->generation = ++op.event->recorded;
+            op.event->stream = s;
+        } else {
+            copy->generation = op.event->recorded;
+        }
+    }
+    *s->end = copy;
+    s->end = &copy->next;
+    if (!state.deferred) run_all(s);
+    pthread_mutex_unlock(&order);
+}
+
+static int fake_stream_create(void **out, uint32_t flags)
+{
+    STEP_IN("cuStreamCreate");
+    if (flags != CUDA_STREAM_NON_BLOCKING) return CUDA_INVALID_VALUE;
+    stream *s = calloc(1, sizeof *s);
+    if (!s) abort();
+    s->end = &s->first;
+    pthread_mutex_lock(&order);
+    s->next = streams;
+    streams = s;
+    pthread_mutex_unlock(&order);
+    count(1);
+    *out = s;
+    return CUDA_OK;
+}
+static int fake_stream_destroy(void *handle)
+{
+    stream *s = handle, **link = &streams;
+    pthread_mutex_lock(&order);
+    run_all(s);
+    while (*link != s) link = &(*link)->next;
+    *link = s->next;
+    pthread_mutex_unlock(&order);
+    free(s);
+    count(-1);
+    STEP_IN("cuStreamDestroy");
+    return CUDA_OK;
+}
+static int fake_stream_sync(void *handle)
+{
+    STEP_IN("cuStreamSynchronize");
+    pthread_mutex_lock(&order);
+    run_all(handle);
+    pthread_mutex_unlock(&order);
+    atomic_fetch_add(&state.syncs, 1);
+    return CUDA_OK;
+}
+static int fake_stream_wait(void *handle, void *any, uint32_t flags)
+{
+    STEP_IN("cuStreamWaitEvent");
+    if (!handle || !any || flags) return CUDA_INVALID_VALUE;
+    submit(handle, (operation){.kind = WAIT, .event = any});
+    return CUDA_OK;
+}
+static int fake_event_create(void **out, uint32_t flags)
+{
+    STEP_IN("cuEventCreate");
+    if (flags != CUDA_EVENT_DISABLE_TIMING) return CUDA_INVALID_VALUE;
+    event *e = calloc(1, sizeof *e);
+    if (!e) abort();
+    e->references = 1;
+    count(1);
+    *out = e;
+    return CUDA_OK;
+}
+static int fake_event_destroy(void *any)
+{
+    pthread_mutex_lock(&order);
+    event_drop(any);
+    pthread_mutex_unlock(&order);
+    count(-1);
+    STEP_IN("cuEventDestroy");
+    return CUDA_OK;
+}
+static int fake_event_record(void *any, void *handle)
+{
+    STEP_IN("cuEventRecord");
+    if (!handle || !any) return CUDA_INVALID_VALUE;
+    submit(handle, (operation){.kind = RECORD, .event = any});
+    return CUDA_OK;
+}
+static int fake_event_query(void *any)
+{
+    event *e = any;
+    STEP_IN("cuEventQuery");
+    pthread_mutex_lock(&order);
+    int done = e->done >= e->recorded;
+    for (stream *s = done ? NULL : streams; s; s = s->next) run_one(s); /* time passes */
+    pthread_mutex_unlock(&order);
+    return done ? CUDA_OK : CUDA_NOT_READY;
+}
+
+static int move(void *handle, uint64_t to, uint64_t from, size_t bytes)
+{
+    submit(handle, (operation){.kind = COPY, .to = to, .from = from, .bytes = bytes});
+    return CUDA_OK;
+}
+static int fake_copy_in(uint64_t to, const void *from, size_t bytes, void *handle)
+{
+    STEP_IN("cuMemcpyHtoDAsync");
+    return move(handle, to, (uint64_t)(uintptr_t)from, bytes);
+}
+static int fake_copy_out(void *to, uint64_t from, size_t bytes, void *handle)
+{
+    STEP_IN("cuMemcpyDtoHAsync");
+    return move(handle, (uint64_t)(uintptr_t)to, from, bytes);
+}
+static int fake_copy_within(uint64_t to, uint64_t from, size_t bytes, void *handle)
+{
+    STEP_IN("cuMemcpyDtoDAsync");
+    return move(handle, to, from, bytes);
+}
+static int fake_copy_batch(uint64_t *to, uint64_t *from, size_t *bytes, size_t number,
+                           cuda_copy_attributes *attributes, size_t *first, size_t attribute_count,
+                           size_t *failed, void *handle)
+{
+    (void)failed;
+    STEP_IN("cuMemcpyBatchAsync");
+    if (attribute_count != 1 || first[0] != 0 ||
+        attributes->source_order != CUDA_SOURCE_ORDER_STREAM || ((stream *)handle)->capturing)
+        return CUDA_INVALID_VALUE;
+    for (size_t i = 0; i < number; i++) move(handle, to[i], from[i], bytes[i]);
+    atomic_fetch_add(&state.batches, 1);
+    return CUDA_OK;
+}
+static int fake_fill(uint64_t va, unsigned char value, size_t bytes, void *handle)
+{
+    STEP_IN("cuMemsetD8Async");
+    submit(handle, (operation){.kind = FILL, .to = va, .value = value, .bytes = bytes});
+    return CUDA_OK;
+}
+
+/* ---- kernels: noted, not run ---- */
 
 static int thing_open(void **out)
 {
-    *out = calloc(1, sizeof(thing));
+    *out = malloc(1);
     if (!*out) abort();
     count(1);
     return CUDA_OK;
@@ -354,99 +561,6 @@ static int thing_close(void *any)
     count(-1);
     return CUDA_OK;
 }
-static int fake_stream_create(void **stream, uint32_t flags)
-{
-    STEP_IN("cuStreamCreate");
-    return flags == CUDA_STREAM_NON_BLOCKING ? thing_open(stream) : CUDA_INVALID_VALUE;
-}
-static int fake_stream_destroy(void *stream)
-{
-    thing_close(stream);
-    STEP_IN("cuStreamDestroy");
-    return CUDA_OK;
-}
-static int fake_stream_sync(void *stream)
-{
-    (void)stream;
-    STEP_IN("cuStreamSynchronize");
-    atomic_fetch_add(&state.syncs, 1);
-    return CUDA_OK;
-}
-static int fake_stream_wait(void *stream, void *event, uint32_t flags)
-{
-    STEP_IN("cuStreamWaitEvent");
-    return stream && event && !flags ? CUDA_OK : CUDA_INVALID_VALUE;
-}
-static int fake_event_create(void **event, uint32_t flags)
-{
-    STEP_IN("cuEventCreate");
-    return flags == CUDA_EVENT_DISABLE_TIMING ? thing_open(event) : CUDA_INVALID_VALUE;
-}
-static int fake_event_destroy(void *event)
-{
-    thing_close(event);
-    STEP_IN("cuEventDestroy");
-    return CUDA_OK;
-}
-static int fake_event_record(void *event, void *stream)
-{
-    STEP_IN("cuEventRecord");
-    return stream && event ? CUDA_OK : CUDA_INVALID_VALUE;
-}
-static int fake_event_query(void *event)
-{
-    (void)event;
-    STEP_IN("cuEventQuery");
-    return CUDA_OK;
-}
-
-/* ---- movement ---- */
-
-static int fake_copy_in(uint64_t to, const void *from, size_t bytes, void *stream)
-{
-    (void)stream;
-    STEP_IN("cuMemcpyHtoDAsync");
-    memcpy((void *)(uintptr_t)to, from, bytes);
-    return CUDA_OK;
-}
-static int fake_copy_out(void *to, uint64_t from, size_t bytes, void *stream)
-{
-    (void)stream;
-    STEP_IN("cuMemcpyDtoHAsync");
-    memcpy(to, (const void *)(uintptr_t)from, bytes);
-    return CUDA_OK;
-}
-static int fake_copy_within(uint64_t to, uint64_t from, size_t bytes, void *stream)
-{
-    (void)stream;
-    STEP_IN("cuMemcpyDtoDAsync");
-    memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)from, bytes);
-    return CUDA_OK;
-}
-static int fake_copy_batch(uint64_t *to, uint64_t *from, size_t *bytes, size_t number,
-                           cuda_copy_attributes *attributes, size_t *first, size_t attribute_count,
-                           size_t *failed, void *stream)
-{
-    (void)stream;
-    (void)failed;
-    STEP_IN("cuMemcpyBatchAsync");
-    if (attribute_count != 1 || first[0] != 0 ||
-        attributes->source_order != CUDA_SOURCE_ORDER_STREAM)
-        return CUDA_INVALID_VALUE;
-    for (size_t i = 0; i < number; i++)
-        memcpy((void *)(uintptr_t)to[i], (const void *)(uintptr_t)from[i], bytes[i]);
-    atomic_fetch_add(&state.batches, 1);
-    return CUDA_OK;
-}
-static int fake_fill(uint64_t va, unsigned char value, size_t bytes, void *stream)
-{
-    (void)stream;
-    STEP_IN("cuMemsetD8Async");
-    memset((void *)(uintptr_t)va, value, bytes);
-    return CUDA_OK;
-}
-
-/* ---- kernels: noted, not run ---- */
 
 static int fake_module_load(void **module, const void *image)
 {
@@ -480,23 +594,23 @@ static int fake_launch(const cuda_launch *launch, void *function, void **argumen
     atomic_fetch_add(&state.launches, 1);
     return CUDA_OK;
 }
-static int fake_capture_begin(void *stream, int mode)
+static int fake_capture_begin(void *handle, int mode)
 {
     STEP_IN("cuStreamBeginCapture");
-    if (mode != CUDA_CAPTURE_RELAXED || ((thing *)stream)->capturing) return CUDA_INVALID_VALUE;
-    ((thing *)stream)->capturing = 1;
+    if (mode != CUDA_CAPTURE_RELAXED || ((stream *)handle)->capturing) return CUDA_INVALID_VALUE;
+    ((stream *)handle)->capturing = 1;
     return CUDA_OK;
 }
-static int fake_capture_end(void *stream, void **graph)
+static int fake_capture_end(void *handle, void **graph)
 {
-    ((thing *)stream)->capturing = 0;
+    ((stream *)handle)->capturing = 0;
     STEP_IN("cuStreamEndCapture");
     return thing_open(graph);
 }
-static int fake_capture_status(void *stream, int *status)
+static int fake_capture_status(void *handle, int *status)
 {
     STEP_IN("cuStreamIsCapturing");
-    *status = ((thing *)stream)->capturing;
+    *status = ((stream *)handle)->capturing;
     return CUDA_OK;
 }
 static int fake_graph_make(void **executable, void *graph, unsigned long long flags)
@@ -504,15 +618,15 @@ static int fake_graph_make(void **executable, void *graph, unsigned long long fl
     STEP_IN("cuGraphInstantiateWithFlags");
     return graph && !flags ? thing_open(executable) : CUDA_INVALID_VALUE;
 }
-static int fake_graph_upload(void *executable, void *stream)
+static int fake_graph_upload(void *executable, void *handle)
 {
     STEP_IN("cuGraphUpload");
-    return executable && stream ? CUDA_OK : CUDA_INVALID_VALUE;
+    return executable && handle ? CUDA_OK : CUDA_INVALID_VALUE;
 }
-static int fake_graph_launch(void *executable, void *stream)
+static int fake_graph_launch(void *executable, void *handle)
 {
     STEP_IN("cuGraphLaunch");
-    return executable && stream ? CUDA_OK : CUDA_INVALID_VALUE;
+    return executable && handle ? CUDA_OK : CUDA_INVALID_VALUE;
 }
 static int fake_graph_destroy(void *graph)
 {

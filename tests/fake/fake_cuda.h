@@ -2,9 +2,11 @@
  * code runs on it without a GPU, under sanitizers, and meets the failures that a test asks for.
  *
  * Physical memory is memfd files, address space is PROT_NONE mappings, streams run their work when
- * it is submitted. Kernels are not run: a launch is only counted. What a driver leaves open is
- * answered the unfriendly way: new memory holds garbage, and a range can't be touched before access
- * to it was set.
+ * it is submitted; or, with `deferred`, as late as they may: when somebody synchronises, or asks
+ * for an event, one step a question. What was unmapped, freed or overwritten too early then shows.
+ * Kernels are not run: a launch is only counted. What a driver leaves open is answered the
+ * unfriendly way: new memory holds garbage, and a range can't be touched before access to it was
+ * set.
  *
  * A test opens the library as the device does (dlopen gives the same copy) and changes the state
  * between calls. fail_call fails every call of that name, or all of them if NULL, from number
@@ -19,6 +21,7 @@ typedef struct fake_cuda {
     int version;         /* of the driver: 13000 */
     const char *missing; /* a call that it does not have */
     int device_count;    /* up to 4 */
+    int deferred;        /* set while no stream is open */
     int no_virtual_memory, no_export, no_pin, nvml_broken;
     const char *fail_call;
     uint64_t fail_at, fail_count;
