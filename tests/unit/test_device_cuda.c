@@ -613,6 +613,29 @@ static void a_batch_that_breaks_off_fails_as_its_work(void **state)
     pllm_device_close(device);
 }
 
+static void pending_events_are_known_as_such(void **state)
+{
+    (void)state;
+    fake->deferred = 1;
+    pllm_device *device = open_fake(NULL);
+    const pllm_device_ops *ops = device->ops;
+    pllm_stream *stream, *other;
+    pllm_event *event;
+    assert_int_equal(ops->stream_open(device, &stream), PLLM_OK);
+    assert_int_equal(ops->stream_open(device, &other), PLLM_OK);
+    assert_int_equal(ops->event_open(device, &event), PLLM_OK);
+    assert_int_equal(ops->event_record(device, event, stream), PLLM_OK);
+    assert_int_equal(ops->event_record(device, event, other), PLLM_EBUSY);
+    assert_int_equal(ops->event_record(device, event, stream), PLLM_OK); /* its own stream may */
+    assert_int_equal(ops->event_wait(device, event, 0), PLLM_ETIMEDOUT);
+    assert_int_equal(ops->event_wait(device, event, UINT64_MAX), PLLM_OK);
+    assert_int_equal(ops->event_record(device, event, other), PLLM_OK);
+    ops->event_close(device, event); /* while it is pending */
+    ops->stream_close(device, other);
+    ops->stream_close(device, stream);
+    pllm_device_close(device);
+}
+
 static void a_failed_map_leaves_the_place_free(void **state)
 {
     (void)state;
@@ -699,6 +722,7 @@ int main(void)
         CASE(memory_that_can_t_be_exported_still_serves),
         CASE(an_exported_chunk_was_zeroed_even_if_never_mapped),
         CASE(a_batch_that_breaks_off_fails_as_its_work),
+        CASE(pending_events_are_known_as_such),
         CASE(a_failed_map_leaves_the_place_free),
         CASE(launches_are_counted_by_a_faulty_device),
     };
