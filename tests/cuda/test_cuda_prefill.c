@@ -640,8 +640,10 @@ static int teardown(void **state)
     return 0;
 }
 
-int main(void)
+/* An argument, as in "test_cuts*", picks tests. */
+int main(int argc, char **argv)
 {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refusals),       cmocka_unit_test(test_generic),
         cmocka_unit_test(test_output_formats), cmocka_unit_test(test_sizes),
