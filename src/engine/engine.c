@@ -160,7 +160,7 @@ static int open_memory(pllm_engine *engine)
     if (status < 0) return status;
     uint64_t least_frames = round_up(needs.least_frames * frame, device.granularity_bytes);
     engine->fixed_bytes = round_up(needs.workspace_bytes, device.granularity_bytes) +
-                          needs.weight_bytes + needs.outside_bytes;
+                          needs.weight_bytes + needs.transient_bytes + needs.outside_bytes;
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
     if (o->vram_limit_bytes < engine->least_vram_bytes)
@@ -197,6 +197,8 @@ static int open_memory(pllm_engine *engine)
                                         .page_bytes = frame,
                                         .device_limit_bytes = frame_limit,
                                         .host_bytes = o->host_memory_bytes,
+                                        .host_slab_bytes = needs.host_slab_bytes,
+                                        .host_at_once = needs.host_at_once,
                                         .disk_bytes = disk_bytes,
                                         .disk = engine->disk,
                                         .disk_folder = o->nvme_path,

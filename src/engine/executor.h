@@ -14,10 +14,13 @@
 typedef struct pllm_executor_needs {
     uint64_t workspace_bytes;  /* one mapped block, engine->workspace */
     uint64_t weight_bytes;     /* the least it charges to the budget for weights */
+    uint64_t transient_bytes;  /* what it takes from the budget for a while, and gives back */
     uint64_t outside_bytes;    /* device bytes that no budget sees: a context, code, libraries */
     uint64_t budget_max_bytes; /* an unlimited engine takes no more than this; 0: any */
     uint32_t least_frames;     /* of sealed blocks, without which a pass cannot run */
-    uint32_t extra_pages;      /* of the pager, besides the blocks of all sequences */
+    uint64_t host_slab_bytes;  /* how the tiers allocate host memory: see tiers.h */
+    uint32_t host_at_once;
+    uint32_t extra_pages; /* of the pager, besides the blocks of all sequences */
 } pllm_executor_needs;
 
 typedef struct pllm_executor {

@@ -347,18 +347,23 @@ static int frames_open(pllm_tiers *tiers, const pllm_tiers_options *options)
     return pllm_region_open(tiers->context, tiers->device, tiers->member, &region, &tiers->region);
 }
 
-static int host_open(pllm_tiers *tiers, uint64_t host_bytes)
+static int host_open(pllm_tiers *tiers, const pllm_tiers_options *options)
 {
     uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    if (host_bytes > machine) host_bytes = machine;
+    uint64_t host_bytes = options->host_bytes < machine ? options->host_bytes : machine;
+    uint64_t slab = options->host_slab_bytes ? options->host_slab_bytes : HOST_SLAB_BYTES;
+    int at_once = host_bytes <= HOST_ONCE_BYTES ||
+                  (options->host_at_once && options->host_bytes != UINT64_MAX);
     tiers->host_max = least(host_bytes / tiers->page_bytes, PLLM_NONE - 65);
     tiers->slab_pages = tiers->host_max;
     if (host_bytes > HOST_ONCE_BYTES) {
         uint64_t extent = tiers->extent_pages * tiers->page_bytes;
-        tiers->slab_pages =
-            (uint32_t)((HOST_SLAB_BYTES + extent - 1) / extent) * tiers->extent_pages;
+        tiers->slab_pages = (uint32_t)((slab + extent - 1) / extent) * tiers->extent_pages;
     }
-    return tiers->host_max && host_bytes <= HOST_ONCE_BYTES ? host_grow(tiers) : PLLM_OK;
+    int status = PLLM_OK;
+    while (at_once && status == PLLM_OK && tiers->host.count < tiers->host_max)
+        status = host_grow(tiers);
+    return status;
 }
 
 /* By default 6 MiB: enough to keep a disk busy, and registering it stays under the usual memlock
@@ -412,7 +417,7 @@ int pllm_tiers_open(const pllm_context *context, pllm_device *device, pllm_budge
     pllm_slots_init(&tiers->host, context, tiers->extent_pages);
     pllm_slots_init(&tiers->on_disk, context, tiers->extent_pages);
     status = frames_open(tiers, options);
-    if (status == PLLM_OK) status = host_open(tiers, options->host_bytes);
+    if (status == PLLM_OK) status = host_open(tiers, options);
     if (status == PLLM_OK) status = disk_open(tiers, options);
     if (status < 0) {
         pllm_tiers_close(tiers);

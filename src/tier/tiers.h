@@ -26,6 +26,9 @@ typedef struct pllm_tiers_options {
     uint64_t page_bytes;         /* multiple of 4 KiB */
     uint64_t device_limit_bytes; /* of frames, within the budget; UINT64_MAX: the budget alone */
     uint64_t host_bytes;         /* of host slots; 0: none; UINT64_MAX: as they are needed */
+    uint64_t host_slab_bytes;    /* of one allocation of host memory; 0: 16 MiB */
+    uint32_t host_at_once;       /* all of host_bytes when opening, if it is a limit: where pinning
+                                    memory takes long, before anybody waits for it */
     uint64_t disk_bytes;         /* of disk slots; 0: none */
     const char *disk_folder;
     pllm_disk_kind disk_kind;

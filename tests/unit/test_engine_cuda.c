@@ -175,6 +175,34 @@ static void weights(void **state)
     }
 }
 
+/* One limit for all: prompts take space from the blocks, and generated rows take it back. */
+static void prompts_and_blocks_share(void **state)
+{
+    (void)state;
+    pllm_device *device = open_fake();
+    setting s = {.format = "f16", .piece = 333, .strangers = 2};
+    pllm_engine_options options = options_of(&s);
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_engine_info_get(engine, &info), PLLM_OK);
+    pllm_engine_close(engine);
+    options.vram_limit_bytes = info.least_vram_bytes + info.weight_bytes - (30 << 20);
+    engine = open_engine(device, &options);
+    run_script(engine, &s);
+    run_script(engine, &s);
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    printf("    %llu MiB streamed, %llu evictions, peak %llu of %llu MiB\n",
+           (unsigned long long)(stats.kv_stream_bytes >> 20), (unsigned long long)stats.evictions,
+           (unsigned long long)(stats.device_bytes_peak >> 20),
+           (unsigned long long)(stats.device_limit_bytes >> 20));
+    assert_true(stats.evictions > 0 && stats.kv_stream_bytes > 0);
+    assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    assert_int_equal(fake->live, 0);
+}
+
 int main(void)
 {
     void *library = dlopen(LIBRARY, RTLD_NOW);
@@ -190,6 +218,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(budgets),
         cmocka_unit_test(weights),
+        cmocka_unit_test(prompts_and_blocks_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -81,17 +81,23 @@ int pllm_cuda_blocks_open(pllm_engine *engine)
     return PLLM_OK;
 }
 
+void pllm_cuda_blocks_close_ring(pllm_engine *engine)
+{
+    cuda_blocks *blocks = &engine->cuda->blocks;
+    if (!blocks->has_ring) return;
+    pllm_pager_unpin(engine->pager, blocks->ring_pages, ring_count(blocks));
+    for (uint32_t i = 0; i < ring_count(blocks); i++)
+        pllm_pager_page_free(engine->pager, blocks->ring_pages[i]);
+    blocks->has_ring = 0;
+}
+
 void pllm_cuda_blocks_close(pllm_engine *engine)
 {
     cuda_blocks *blocks = &engine->cuda->blocks;
     const pllm_context *context = engine->context;
     pllm_device *device = engine->device;
     const pllm_kv_cache *cache = &engine->cache;
-    if (blocks->has_ring) {
-        pllm_pager_unpin(engine->pager, blocks->ring_pages, ring_count(blocks));
-        for (uint32_t i = 0; i < ring_count(blocks); i++)
-            pllm_pager_page_free(engine->pager, blocks->ring_pages[i]);
-    }
+    pllm_cuda_blocks_close_ring(engine);
     for (uint32_t i = 0; i < WAVE_GROUPS; i++) {
         device->ops->event_close(device, blocks->loaded[i]);
         device->ops->event_close(device, blocks->released[i]);
@@ -237,6 +243,13 @@ static int open_ring(pllm_engine *engine)
     return PLLM_OK;
 }
 
+static uint64_t frame_limit(const pllm_engine *engine)
+{
+    pllm_pager_stats stats;
+    pllm_pager_stats_get(engine->pager, &stats);
+    return stats.tiers.frame_limit;
+}
+
 /* How many blocks of each sequence of the pass are to be held. */
 static int choose_targets(pllm_engine *engine)
 {
@@ -253,10 +266,11 @@ static int choose_targets(pllm_engine *engine)
         if (!in_pass(engine, s))
             for (uint32_t layer = 0; layer < layers; layer++)
                 idle += *held_of(engine, layer, s->slot);
-    pllm_pager_stats stats;
-    pllm_pager_stats_get(engine->pager, &stats);
-    uint64_t limit = stats.tiers.frame_limit;
-    uint64_t ring = blocks->has_ring ? ring_count(blocks) : 0;
+    uint64_t ring = blocks->has_ring ? ring_count(blocks) : 0, limit = frame_limit(engine);
+    if (total + idle + ring > limit && pass->prompt_items == 0 && engine->cuda->prompt_space) {
+        pllm_cuda_prompt_space_close(engine);
+        limit = frame_limit(engine);
+    }
     blocks->streaming = 0;
     if (total + idle + ring > limit) {
         for (pllm_sequence *s = engine->sequences; s; s = s->next)

@@ -20,57 +20,8 @@ enum {
     OUTSIDE_GUESS = 640 << 20, /* where nothing measures it */
     FREE_SLACK = 256 << 20,    /* of an unlimited engine: left to others */
     WAVE_ARGS_MAX = 4 << 20,   /* u32 */
+    HOST_SLAB_BYTES = 256 << 20,
 };
-
-typedef struct space { /* a bump pointer over device addresses; base 0 only counts */
-    pllm_va base;
-    uint64_t used;
-} space;
-
-static pllm_va take(space *at, uint64_t bytes)
-{
-    pllm_va va = at->base + at->used;
-    at->used += (bytes + 255) / 256 * 256;
-    return va;
-}
-
-static uint64_t layout(pllm_engine *engine, pllm_va base)
-{
-    pllm_cuda_state *state = engine->cuda;
-    const pllm_model_shape *s = &engine->shape;
-    const pllm_kv_cache *cache = &engine->cache;
-    space at = {.base = base};
-    uint64_t rows = engine->row_max, decode = cache->sequence_max, tile = state->tile_rows;
-    uint64_t heads = (uint64_t)s->head_count * s->head_dim, wide = 2ull * s->ffn_width;
-    uint64_t element = state->act == PLLM_F32 ? 4 : 2;
-    uint64_t open_element = cache->shape.open == PLLM_F32 ? 4 : 2;
-    state->x = take(&at, rows * s->width * 4);
-    state->y = take(&at, (uint64_t)LOGIT_ROWS * s->width * 4);
-    state->logits = take(&at, (uint64_t)LOGIT_ROWS * s->vocab_size * 4);
-    state->d_qkv = take(&at, decode * state->qkv_width * 4);
-    state->d_q = take(&at, decode * heads * 4);
-    state->d_attended = take(&at, decode * heads * 4);
-    state->d_gate_up = take(&at, decode * wide * 4);
-    state->d_gate = take(&at, decode * s->ffn_width * 4);
-    state->partials = take(&at, pllm_cuda_attention_partial_bytes(&state->kv, (uint32_t)decode));
-    state->p_normed = take(&at, tile * s->width * element);
-    state->p_qkv = take(&at, tile * state->qkv_width * element);
-    state->p_q = take(&at, tile * heads * open_element);
-    state->p_attended = take(&at, tile * heads * element);
-    state->p_gate_up = take(&at, tile * wide * element);
-    state->p_gate = take(&at, tile * s->ffn_width * element);
-    state->stage = take(&at, state->stage_blocks * state->kv.open_bytes);
-    if (state->quantised) {
-        state->expanded = take(&at, cache->block_max * state->kv.open_bytes);
-        state->identity = take(&at, cache->block_max * 4ull);
-    }
-    state->frequency = take(&at, s->rope.dims / 2 * 4ull);
-    state->tables = take(&at, (uint64_t)s->layer_count * decode * cache->block_max * 4);
-    state->args_va = take(&at, (uint64_t)state->args_max * 4);
-    state->linear_bytes = pllm_cuda_linear_workspace_bytes();
-    state->linear_space = take(&at, state->linear_bytes);
-    return at.used;
-}
 
 static void choose_formats(pllm_engine *engine)
 {
@@ -133,7 +84,8 @@ static void choose_rows(pllm_engine *engine, uint64_t available)
                           4ull * (engine->row_max / state->tile_rows + sequences + 2));
         state->args_max = (uint32_t)(4ull * (sequences + 4) + 4ull * (engine->row_max + 4) +
                                      8ull * state->segment_max + pairs + wave_args);
-        if (state->tile_rows <= 128 || layout(engine, 0) <= available / 3) break;
+        uint64_t spaces = pllm_cuda_layout(engine, 0) + pllm_cuda_prompt_layout(engine, 0);
+        if (state->tile_rows <= 128 || spaces <= available / 3) break;
         state->tile_rows = (state->tile_rows / 2 + 127) / 128 * 128;
     }
     engine->stage_max = state->stage_blocks;
@@ -183,7 +135,10 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     }
     uint32_t ring = pllm_cuda_blocks_plan(engine);
     choose_rows(engine, available);
-    needs.workspace_bytes = layout(engine, 0);
+    needs.workspace_bytes = pllm_cuda_layout(engine, 0);
+    needs.transient_bytes = state->prompt_bytes = pllm_cuda_prompt_layout(engine, 0);
+    needs.host_slab_bytes = HOST_SLAB_BYTES;
+    needs.host_at_once = 1;
     needs.extra_pages = ring;
     /* The ring, one layer of the longest context, and a block a layer for those that grow. */
     needs.least_frames =
@@ -201,6 +156,7 @@ static uint64_t weight_share(const pllm_engine *engine)
     pllm_budget_stats stats;
     pllm_budget_stats_get(engine->budget, &stats);
     uint64_t left = stats.limit_bytes - stats.charged_bytes, kv = kv_bytes(engine);
+    left -= left < engine->cuda->prompt_bytes ? left : engine->cuda->prompt_bytes;
     if (engine->options.kv_limit_bytes < kv) kv = engine->options.kv_limit_bytes;
     uint64_t least_kv = engine->least_kv_bytes > left / 8 ? engine->least_kv_bytes : left / 8;
     if (least_kv > kv) least_kv = kv;
@@ -246,32 +202,24 @@ static int open_tables(pllm_engine *engine)
     return PLLM_OK;
 }
 
-/* Constants: rotary frequencies, and the table of blocks that lie in order. */
-static int upload_constants(pllm_engine *engine)
+static int upload_frequencies(pllm_engine *engine)
 {
     pllm_cuda_state *state = engine->cuda;
     const pllm_device_ops *ops = engine->device->ops;
-    uint32_t half = engine->shape.rope.dims / 2, blocks = engine->cache.block_max;
-    if (half > state->args_max || blocks > state->args_max)
-        return pllm_fail(PLLM_ELIMIT, 0, "%u rotary frequencies are too many", half);
-    memcpy(state->args, engine->inverse_frequency, half * sizeof(float));
-    pllm_copy copy = {
-        .to = state->frequency, .from = (uintptr_t)state->args, .bytes = half * sizeof(float)};
+    uint64_t bytes = engine->shape.rope.dims / 2 * sizeof(float);
+    if (bytes / 4 > state->args_max)
+        return pllm_fail(PLLM_ELIMIT, 0, "%u rotary dimensions are too many",
+                         engine->shape.rope.dims);
+    memcpy(state->args, engine->inverse_frequency, bytes);
+    pllm_copy copy = {.to = state->frequency, .from = (uintptr_t)state->args, .bytes = bytes};
     int status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
-    if (status == PLLM_OK) status = ops->stream_sync(engine->device, state->compute);
-    if (status < 0 || !state->quantised) return status;
-    for (uint32_t i = 0; i < blocks; i++) state->args[i] = i;
-    copy =
-        (pllm_copy){.to = state->identity, .from = (uintptr_t)state->args, .bytes = blocks * 4ull};
-    status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
-    if (status == PLLM_OK) status = ops->stream_sync(engine->device, state->compute);
-    return status;
+    return status < 0 ? status : ops->stream_sync(engine->device, state->compute);
 }
 
 static int cuda_open(pllm_engine *engine)
 {
     pllm_cuda_state *state = engine->cuda;
-    layout(engine, pllm_workspace_va(engine->workspace));
+    pllm_cuda_layout(engine, pllm_workspace_va(engine->workspace));
     state->kv.frames = pllm_pager_frame_base(engine->pager);
     state->kv.open = pllm_workspace_va(engine->open_space);
     int status = open_orders(engine);
@@ -279,7 +227,7 @@ static int cuda_open(pllm_engine *engine)
     if (status == PLLM_OK)
         status = pllm_cuda_linear_open(engine->context, engine->device, state->linear_space,
                                        state->linear_bytes, &state->linear);
-    if (status == PLLM_OK) status = upload_constants(engine);
+    if (status == PLLM_OK) status = upload_frequencies(engine);
     if (status == PLLM_OK) status = pllm_cuda_blocks_open(engine);
     if (status == PLLM_OK) status = pllm_cuda_weights_open(engine, weight_share(engine));
     return status;
@@ -295,6 +243,7 @@ static void cuda_close(pllm_engine *engine)
     if (state->compute) ops->stream_sync(device, state->compute);
     uint64_t graphs = (uint64_t)engine->cache.sequence_max * state->bucket_count;
     for (uint64_t i = 0; state->graphs && i < graphs; i++) pllm_cuda_graph_close(state->graphs[i]);
+    pllm_cuda_prompt_space_close(engine);
     pllm_cuda_blocks_close(engine);
     pllm_cuda_weights_close(engine);
     pllm_cuda_linear_close(state->linear);

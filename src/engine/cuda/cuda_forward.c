@@ -33,7 +33,7 @@ typedef struct pass_args {
     pllm_va prompt_ids, prompt_positions, stage_blocks; /* [rows - decode_rows] */
     pllm_va items;                                      /* prefill items, one a segment */
     pllm_va logit_rows;
-    uint32_t decode_rows;
+    uint32_t decode_rows, decode_logits;
 } pass_args;
 
 static uint32_t *take(pllm_cuda_state *state, uint32_t count, pllm_va *va_out, int *failed)
@@ -112,7 +112,12 @@ static int write_args(pllm_engine *engine, pass_args *a)
     memcpy(positions, pass->row_positions, a->decode_rows * sizeof *positions);
     memcpy(prompt_ids, pass->row_ids + a->decode_rows, prompt_rows * sizeof *ids);
     memcpy(prompt_positions, pass->row_positions + a->decode_rows, prompt_rows * sizeof *ids);
-    memcpy(logit_rows, pass->logit_rows, pass->logit_count * sizeof *logit_rows);
+    a->decode_logits = 0; /* rows of a pass are in order: generated ones first */
+    for (uint32_t i = 0; i < pass->logit_count; i++) {
+        uint32_t row = pass->logit_rows[i];
+        a->decode_logits += row < a->decode_rows;
+        logit_rows[i] = row < a->decode_rows ? row : row - a->decode_rows;
+    }
     for (uint32_t i = 0; i < state->segment_count; i++) {
         const cuda_segment *s = &state->segments[i];
         const cuda_tile *tile = state->tiles;
@@ -310,7 +315,8 @@ static int decode_layer(pllm_engine *engine, uint32_t index, pllm_va image, cons
                                .table = state->tables + index * table_bytes(engine),
                                .table_stride = engine->cache.block_max,
                                .chunk_bound = chunk_bound,
-                               .partials = state->partials};
+                               .partials = state->partials,
+                               .dependent = !state->blocks.streaming};
     status = pllm_cuda_blocks_attend(engine, index, &decode);
     if (status < 0) return status;
     status = pllm_cuda_attend_merge(state->attention, state->compute, &decode, state->d_attended,
@@ -519,7 +525,7 @@ static int prefill_tile(pllm_engine *engine, uint32_t index, pllm_va image, cons
     const cuda_layer *layer = &state->weights.layers[index];
     uint32_t rows = tile->rows, heads_width = s->head_count * s->head_dim;
     uint64_t prompt_first = (tile->row_first - a->decode_rows) * sizeof(uint32_t);
-    pllm_va x = state->x + (uint64_t)tile->row_first * s->width * sizeof(float);
+    pllm_va x = state->p_x + (tile->row_first - a->decode_rows) * (uint64_t)s->width * 4;
     int status = pllm_cuda_rms_norm(state->rows, state->compute, x, s->width,
                                     image + layer->attention_norm, s->norm_epsilon, 0, rows,
                                     s->width, state->p_normed, state->act, s->width, 0);
@@ -569,18 +575,17 @@ static int prefill_tile(pllm_engine *engine, uint32_t index, pllm_va image, cons
 
 /* --- a pass --- */
 
-static int embed(pllm_engine *engine, pllm_va ids, uint32_t row_first, uint32_t rows)
+static int embed(pllm_engine *engine, pllm_va ids, uint32_t rows, pllm_va x)
 {
     pllm_cuda_state *state = engine->cuda;
-    uint64_t width = engine->shape.width;
     if (rows == 0) return PLLM_OK;
-    return pllm_cuda_embed(state->rows, state->compute, &state->weights.embedding, ids, rows,
-                           state->x + row_first * width * sizeof(float), width, 0);
+    return pllm_cuda_embed(state->rows, state->compute, &state->weights.embedding, ids, rows, x,
+                           engine->shape.width, 0);
 }
 
 static int decode_layers(pllm_engine *engine, const pass_args *a, uint32_t chunk_bound)
 {
-    int status = embed(engine, a->ids, 0, a->decode_rows);
+    int status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
     for (uint32_t layer = 0; status == PLLM_OK && layer < engine->shape.layer_count; layer++) {
         pllm_va image;
         status = pllm_cuda_layer_enter(engine, layer, &image);
@@ -656,7 +661,7 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     uint32_t layers = engine->shape.layer_count, chunks = most_chunks(engine, a->decode_rows);
     int status = upload_tables(engine, 0, layers);
     state->blocks.tables_changed = 0;
-    if (status == PLLM_OK) status = embed(engine, a->ids, 0, a->decode_rows);
+    if (status == PLLM_OK) status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
     if (status == PLLM_OK)
         status =
             embed(engine, a->prompt_ids, a->decode_rows, engine->pass.row_count - a->decode_rows);
@@ -694,42 +699,55 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     return status;
 }
 
-static int logits_out(pllm_engine *engine, const pass_args *a)
+/* Logits [first, first + count) of the pass, whose rows lie in x; at most LOGIT_ROWS. */
+static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint32_t first,
+                       uint32_t count)
 {
     pllm_cuda_state *state = engine->cuda;
     const pllm_pass *pass = &engine->pass;
     const pllm_model_shape *s = &engine->shape;
-    for (uint32_t done = 0; done < pass->logit_count; done += LOGIT_ROWS) {
-        uint32_t count =
-            pass->logit_count - done < LOGIT_ROWS ? pass->logit_count - done : LOGIT_ROWS;
-        int status = pllm_cuda_rms_norm(state->rows, state->compute, state->x, s->width,
-                                        state->weights.output_norm, s->norm_epsilon,
-                                        a->logit_rows + done * sizeof(uint32_t), count, s->width,
-                                        state->y, PLLM_F32, s->width, 0);
+    int status = pllm_cuda_rms_norm(
+        state->rows, state->compute, x, s->width, state->weights.output_norm, s->norm_epsilon,
+        a->logit_rows + first * sizeof(uint32_t), count, s->width, state->y, PLLM_F32, s->width, 0);
+    if (status < 0) return status;
+    pllm_cuda_product product = {.matrix = &state->weights.output,
+                                 .x = state->y,
+                                 .x_dtype = PLLM_F32,
+                                 .x_stride = s->width,
+                                 .out = state->logits,
+                                 .out_dtype = PLLM_F32,
+                                 .out_stride = s->vocab_size,
+                                 .rows = count,
+                                 .compute_f32 = state->compute_f32,
+                                 .dependent = 1};
+    status = pllm_cuda_linear_decode(state->linear, state->compute, &product);
+    if (status < 0) return status;
+    pllm_copy out = {.to = (uintptr_t)state->logits_out,
+                     .from = state->logits,
+                     .bytes = (uint64_t)count * s->vocab_size * sizeof(float)};
+    status = engine->device->ops->copy(engine->device, state->compute, PLLM_COPY_OUT, &out);
+    if (status == PLLM_OK)
+        status = engine->device->ops->stream_sync(engine->device, state->compute);
+    if (status < 0) return status;
+    for (uint32_t i = 0; i < count; i++)
+        if (pass->sink(pass->sink_user, pass->logit_items[first + i],
+                       pass->logit_positions[first + i],
+                       state->logits_out + (uint64_t)i * s->vocab_size))
+            return pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
+    return PLLM_OK;
+}
+
+static int logits_out(pllm_engine *engine, const pass_args *a)
+{
+    uint32_t done = 0, all = engine->pass.logit_count;
+    while (done < all) {
+        int decode = done < a->decode_logits;
+        uint32_t left = (decode ? a->decode_logits : all) - done;
+        uint32_t count = left < LOGIT_ROWS ? left : LOGIT_ROWS;
+        int status =
+            logits_part(engine, a, decode ? engine->cuda->x : engine->cuda->p_x, done, count);
         if (status < 0) return status;
-        pllm_cuda_product product = {.matrix = &state->weights.output,
-                                     .x = state->y,
-                                     .x_dtype = PLLM_F32,
-                                     .x_stride = s->width,
-                                     .out = state->logits,
-                                     .out_dtype = PLLM_F32,
-                                     .out_stride = s->vocab_size,
-                                     .rows = count,
-                                     .compute_f32 = state->compute_f32};
-        status = pllm_cuda_linear_decode(state->linear, state->compute, &product);
-        if (status < 0) return status;
-        pllm_copy out = {.to = (uintptr_t)state->logits_out,
-                         .from = state->logits,
-                         .bytes = (uint64_t)count * s->vocab_size * sizeof(float)};
-        status = engine->device->ops->copy(engine->device, state->compute, PLLM_COPY_OUT, &out);
-        if (status == PLLM_OK)
-            status = engine->device->ops->stream_sync(engine->device, state->compute);
-        if (status < 0) return status;
-        for (uint32_t i = 0; i < count; i++)
-            if (pass->sink(pass->sink_user, pass->logit_items[done + i],
-                           pass->logit_positions[done + i],
-                           state->logits_out + (uint64_t)i * s->vocab_size))
-                return pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
+        done += count;
     }
     return PLLM_OK;
 }
@@ -738,8 +756,10 @@ static int submit(pllm_engine *engine)
 {
     pllm_cuda_state *state = engine->cuda;
     pass_args a;
+    int status = engine->pass.prompt_items ? pllm_cuda_prompt_space_open(engine) : PLLM_OK;
+    if (status < 0) return status;
     cut_prompts(engine);
-    int status = write_args(engine, &a);
+    status = write_args(engine, &a);
     if (status == PLLM_OK) status = pllm_cuda_blocks_balance(engine);
     if (status == PLLM_OK)
         status = upload(engine, state->args_va, state->args,

@@ -3,6 +3,7 @@
  *   cuda_executor.c  its life: what it needs, opening, closing
  *   cuda_weights.c   layer images: resident, or in host memory and streamed through a ring
  *   cuda_blocks.c    which KV blocks are held on the device, and the waves that bring the others
+ *   cuda_space.c     where buffers lie; the space of prompts, which comes and goes
  *   cuda_forward.c   a pass: generated rows by the decode path, prompts by the prefill path
  *
  * Everything runs on one compute stream; streamed bytes come on a second one. The CPU submits a
@@ -118,9 +119,14 @@ struct pllm_cuda_state {
     int quantised; /* KV: sealed blocks are expanded before prompts attend them */
 
     /* Device addresses in the workspace. */
-    pllm_va x, y, logits;                                        /* f32 */
+    pllm_va x, y, logits;                                        /* f32; x: of generated rows */
     pllm_va d_qkv, d_q, d_attended, d_gate_up, d_gate, partials; /* generated rows, f32 */
-    pllm_va p_normed, p_qkv, p_q, p_attended, p_gate_up, p_gate; /* a prompt tile */
+    /* In the prompt space, which is there while prompts are read, and goes when its memory can hold
+     * blocks that would be streamed otherwise. */
+    pllm_workspace *prompt_space;
+    uint64_t prompt_bytes;
+    pllm_va p_x; /* f32, tile_rows of the engine; what follows: of one tile */
+    pllm_va p_normed, p_qkv, p_q, p_attended, p_gate_up, p_gate;
     pllm_va stage, expanded, identity;
     pllm_va linear_space, frequency, tables;
     uint64_t linear_bytes;
@@ -162,10 +168,17 @@ int pllm_cuda_blocks_enter(pllm_engine *engine, uint32_t layer);
  * have their content. */
 void pllm_cuda_blocks_leave(pllm_engine *engine, uint32_t layer, int sealed);
 void pllm_cuda_blocks_let_go(pllm_engine *engine, pllm_sequence *sequence);
-void pllm_cuda_blocks_return(pllm_engine *engine); /* borrowed pages; once the pass is over */
-void pllm_cuda_blocks_undo(pllm_engine *engine);   /* after a pass that failed */
+void pllm_cuda_blocks_close_ring(pllm_engine *engine); /* opened again when it is needed */
+void pllm_cuda_blocks_return(pllm_engine *engine);     /* borrowed pages; once the pass is over */
+void pllm_cuda_blocks_undo(pllm_engine *engine);       /* after a pass that failed */
 /* Attention of generated rows in a layer, wave by wave; decode has all but the chunk ranges. */
 int pllm_cuda_blocks_attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode);
+
+/* cuda_space.c */
+uint64_t pllm_cuda_layout(pllm_engine *engine, pllm_va base);        /* of the workspace */
+uint64_t pllm_cuda_prompt_layout(pllm_engine *engine, pllm_va base); /* of the prompt space */
+int pllm_cuda_prompt_space_open(pllm_engine *engine);                /* if it is not open */
+void pllm_cuda_prompt_space_close(pllm_engine *engine);              /* nothing runs */
 
 /* cuda_forward.c */
 int pllm_cuda_forward(pllm_engine *engine);
