@@ -64,7 +64,7 @@ static int touch(shadow *s)
     }
     unsigned char seed = (unsigned char)next(s);
     for (uint64_t i = 0; i < bytes; i++)
-        s->bytes[offset + i] = (unsigned char)(seed + i * 31 + (i >> 8));
+        s->bytes[offset + i] = (unsigned char)(seed + i * 31 + (i >> 8) + (i >> 20) * 5);
     return pllm_memory_write(s->memory, s->tensor, offset, bytes, s->bytes + offset);
 }
 

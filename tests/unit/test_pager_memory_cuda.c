@@ -65,7 +65,7 @@ static void bytes_come_back_from_pages_that_left(void **state)
                 assert_memory_equal(seen, model + offset, bytes);
             } else {
                 for (uint64_t b = 0; b < bytes; b++)
-                    model[offset + b] = (unsigned char)(b * 7 + (b >> 12) + i);
+                    model[offset + b] = (unsigned char)(b * 7 + (b >> 20) * 5 + i);
                 assert_int_equal(pllm_memory_write(memory, tensor, offset, bytes, model + offset),
                                  PLLM_OK);
             }
