@@ -349,6 +349,40 @@ static void launches_pass_through_a_faulty_device(void **state)
     pllm_device_close(faulty);
 }
 
+/* Somebody else takes all that is left, to the last granule. What we have goes on working; a new
+ * chunk is ENODEVMEM, bare, as often as it is asked for; when they give memory back it is there. */
+static void a_card_that_others_filled_is_full_and_no_more(void **state)
+{
+    rig *r = *state;
+    enum { CHUNKS_MAX = 2048 };
+    static pllm_chunk *chunks[CHUNKS_MAX];
+    uint32_t count = 0;
+    pllm_device *other;
+    pllm_device_info info;
+    pllm_chunk *chunk;
+    if (getenv("PLLM_TEST_SMALL")) return;
+    assert_int_equal(pllm_device_open_cuda(NULL, NULL, &other), PLLM_OK);
+    for (uint64_t bytes = (uint64_t)1 << 30; bytes >= 2 << 20 && count < CHUNKS_MAX; bytes /= 2)
+        while (count < CHUNKS_MAX &&
+               other->ops->chunk_create(other, bytes, &chunks[count]) == PLLM_OK)
+            count++;
+    assert_int_equal(other->ops->info(other, &info), PLLM_OK);
+    print_message("filled with %u chunks; %.1f MiB are left that no chunk gets\n", count,
+                  (double)info.free_bytes / (1 << 20));
+    pllm_fail(PLLM_EIO, 42, "a mark");
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(r->ops->chunk_create(r->device, r->bytes, &chunk), PLLM_ENODEVMEM);
+    assert_int_equal(pllm_last_error()->native, 42);
+    chain(r, 3);
+    copy(r, PLLM_COPY_OUT, at(r->host), r->va, 4);
+    sync_stream(r);
+    assert_int_equal(r->host[0], 3);
+    while (count > 0) other->ops->chunk_destroy(other, chunks[--count]);
+    assert_int_equal(r->ops->chunk_create(r->device, r->bytes, &chunk), PLLM_OK);
+    r->ops->chunk_destroy(r->device, chunk);
+    pllm_device_close(other);
+}
+
 /* ---- a second process ---- */
 
 static uint32_t word(uint32_t seed, uint32_t i)
@@ -465,6 +499,7 @@ int main(int argc, char **argv)
         CASE(tensor_maps_are_made_and_refused),
         CASE(memory_figures_follow_what_is_allocated),
         CASE(launches_pass_through_a_faulty_device),
+        CASE(a_card_that_others_filled_is_full_and_no_more),
         CASE(another_process_sees_an_exported_chunk),
         cmocka_unit_test(gpus_are_listed_and_opened_by_uuid),
     };
