@@ -123,8 +123,11 @@ typedef struct pllm_step_item {
     const uint32_t *ids;
     uint32_t token_count;
     uint32_t generated; /* 1: this token was sampled from this sequence's logits */
-    uint32_t logits;    /* 0: none; 1: after the last token; 2: after every token */
+    uint32_t logits;    /* 0: none; 1: after the last token; 2: after every token; 3: no row, but
+                           next_id */
     int32_t status;     /* out: OK, or why this item failed */
+    uint32_t next_id;   /* out, logits 3: the most likely token after the last one. Of equals the
+                           lowest id; a NaN is never it. Where logits lie on a GPU, they stay there */
 } pllm_step_item;
 
 /* A row of logits [vocab_size] after token `position` of item `item`; valid during the call. A

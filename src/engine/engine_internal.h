@@ -18,8 +18,10 @@
 #include "model/tokenizer.h"
 
 enum {
-    TILE_ROWS = 256,  /* the host's prompt tiles are aligned to this; equals PLLM_CHUNK_TOKENS */
-    LOGIT_ROWS = 16,  /* rows of logits computed together */
+    TILE_ROWS = 256, /* the host's prompt tiles are aligned to this; equals PLLM_CHUNK_TOKENS */
+    LOGIT_ROWS = 16, /* rows of logits computed together */
+    LOGITS_ALL = 2,  /* of pllm_step_item.logits */
+    LOGITS_NEXT = 3,
     PRIVATE_ROWS = 2, /* up to this many rows, each thread prepares them for itself */
 };
 
@@ -65,6 +67,7 @@ typedef struct pllm_pass {
     uint32_t *logit_rows, *logit_items, *logit_positions, logit_count;
     uint32_t layer;
     uint32_t failed_item; /* whose blocks could not be had, or PLLM_NONE */
+    pllm_step_item *step_items;
     pllm_logits_sink sink;
     void *sink_user;
     /* The host executor's. */
@@ -139,6 +142,10 @@ void pllm_pass_deinit(pllm_engine *engine);
 /* The page of an item's sealed block in pass->layer. */
 pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block);
 
+/* Hands row `index` of the pass's logits to the sink, or takes from it what the item wants. Returns
+ * OK or ECANCELED. */
+int pllm_pass_deliver(pllm_pass *pass, uint32_t index, const float *logits);
+
 /* workspace.c: lays the host executor's buffers out. With base NULL only counts; returns bytes. */
 uint64_t pllm_host_layout(pllm_engine *engine, char *base);
 /* Host tables of attention. */
@@ -163,5 +170,6 @@ int pllm_sampler_open(const pllm_context *context, uint32_t vocab_size,
                       const pllm_generate_options *options, pllm_sampler **sampler_out);
 uint32_t pllm_sampler_next(pllm_sampler *sampler, const float *logits);
 void pllm_sampler_close(pllm_sampler *sampler);
+uint32_t pllm_argmax(const float *logits, uint32_t count); /* as pllm_step_item.next_id */
 
 #endif

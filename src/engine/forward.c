@@ -236,10 +236,8 @@ static int logits_out(pass_thread *thread)
         if (pllm_pass_sync(thread)) return -1;
         if (thread->index == 0)
             for (uint32_t i = 0; i < count && pass->status == PLLM_OK; i++)
-                if (pass->sink(pass->sink_user, pass->logit_items[done + i],
-                               pass->logit_positions[done + i],
-                               engine->host->logits + (uint64_t)i * vocab))
-                    pass->status = pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
+                pass->status =
+                    pllm_pass_deliver(pass, done + i, engine->host->logits + (uint64_t)i * vocab);
         if (pllm_pass_sync(thread)) return -1;
     }
     return 0;

@@ -16,7 +16,7 @@ typedef struct outlet {
 } outlet;
 
 typedef struct chooser {
-    pllm_sampler *sampler;
+    pllm_sampler *sampler; /* NULL: greedy, which the engine does itself */
     uint32_t id;
 } chooser;
 
@@ -27,6 +27,15 @@ static int choose_token(void *user, uint32_t item, uint32_t position, const floa
     (void)position;
     c->id = pllm_sampler_next(c->sampler, logits);
     return 0;
+}
+
+/* One step of the sequence; the token after it ends up in choice->id. */
+static int take_step(pllm_engine *engine, pllm_step_item *item, chooser *choice)
+{
+    item->logits = choice->sampler ? 1 : LOGITS_NEXT;
+    int status = pllm_engine_step(engine, item, 1, choose_token, choice);
+    if (!choice->sampler) choice->id = item->next_id;
+    return status;
 }
 
 static void hand_on(outlet *out, uint64_t bytes)
@@ -113,11 +122,9 @@ static int run(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids
                pllm_generate_result *result)
 {
     uint64_t started = pllm_clock_ns();
-    pllm_step_item item = {.sequence = sequence,
-                           .ids = ids,
-                           .token_count = id_count,
-                           .logits = options->max_tokens > 0};
-    int status = pllm_engine_step(engine, &item, 1, choose_token, choice);
+    pllm_step_item item = {.sequence = sequence, .ids = ids, .token_count = id_count};
+    int status = options->max_tokens > 0 ? take_step(engine, &item, choice)
+                                         : pllm_engine_step(engine, &item, 1, NULL, NULL);
     if (status < 0) return status;
     uint64_t now = pllm_clock_ns();
     result->prompt_tokens = id_count;
@@ -145,9 +152,8 @@ static int run(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *ids
             result->stop = PLLM_STOP_CONTEXT;
             break;
         }
-        item = (pllm_step_item){
-            .sequence = sequence, .ids = &id, .token_count = 1, .generated = 1, .logits = 1};
-        if ((status = pllm_engine_step(engine, &item, 1, choose_token, choice)) < 0) return status;
+        item = (pllm_step_item){.sequence = sequence, .ids = &id, .token_count = 1, .generated = 1};
+        if ((status = take_step(engine, &item, choice)) < 0) return status;
     }
     result->decode_ns = pllm_clock_ns() - started;
     return finish(out);
@@ -172,8 +178,10 @@ int pllm_generate(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *
     int status =
         pllm_sampler_open(engine->context, engine->shape.vocab_size, options, &choice.sampler);
     if (status < 0) return status;
+    pllm_sampler *sampler = choice.sampler; /* opened also when greedy: it checks the options */
+    if (options->temperature == 0) choice.sampler = NULL;
     status = run(engine, sequence, ids, id_count, options, &choice, &out, result);
-    pllm_sampler_close(choice.sampler);
+    pllm_sampler_close(sampler);
     pllm_free(engine->context, out.held);
     return status;
 }

@@ -47,3 +47,16 @@ pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t 
                          : item->new_groups[block - sequence->group_count];
     return pllm_kv_page(&pass->engine->cache, group, pass->layer);
 }
+
+int pllm_pass_deliver(pllm_pass *pass, uint32_t index, const float *logits)
+{
+    uint32_t which = pass->logit_items[index];
+    pllm_step_item *item = &pass->step_items[which];
+    if (item->logits == LOGITS_NEXT) {
+        item->next_id = pllm_argmax(logits, pass->engine->shape.vocab_size);
+        return PLLM_OK;
+    }
+    if (pass->sink(pass->sink_user, which, pass->logit_positions[index], logits) == 0)
+        return PLLM_OK;
+    return pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
+}

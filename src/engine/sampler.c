@@ -57,11 +57,11 @@ void pllm_sampler_close(pllm_sampler *sampler)
     pllm_free(sampler->context, sampler);
 }
 
-static uint32_t greedy(const float *logits, uint32_t count)
+uint32_t pllm_argmax(const float *logits, uint32_t count)
 {
     uint32_t best = 0;
     for (uint32_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
+        if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
     return best;
 }
 
@@ -83,7 +83,7 @@ static double draw(pllm_sampler *sampler)
 
 uint32_t pllm_sampler_next(pllm_sampler *sampler, const float *logits)
 {
-    uint32_t best = greedy(logits, sampler->vocab_size), count = 0;
+    uint32_t best = pllm_argmax(logits, sampler->vocab_size), count = 0;
     if (!sampler->candidates) return best;
     /* What is e^-40 times as likely as the best is never drawn: leaving it out makes the sort
      * short. */

@@ -100,7 +100,7 @@ static void list_rows(pllm_pass *pass, const pllm_step_item *step_item, pass_ite
         pass->row_ids[row] = sequence->ids[position];
         pass->row_positions[row] = position;
         if (position < own || step_item->logits == 0) continue;
-        if (step_item->logits == 1 && position != last) continue;
+        if (step_item->logits != LOGITS_ALL && position != last) continue;
         pass->logit_rows[pass->logit_count] = row;
         pass->logit_items[pass->logit_count] = item->step_item;
         pass->logit_positions[pass->logit_count++] = position;
@@ -238,8 +238,9 @@ int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_c
     int status = check_items(engine, items, item_count);
     if (status < 0) return status;
     for (uint32_t i = 0; i < item_count; i++)
-        if (items[i].logits && !sink)
+        if (items[i].logits && items[i].logits != LOGITS_NEXT && !sink)
             return pllm_fail(PLLM_EINVAL, 0, "logits are asked for, but there is no sink");
+    engine->pass.step_items = items;
     engine->pass.sink = sink;
     engine->pass.sink_user = user;
     engine->pass.failed_item = PLLM_NONE;

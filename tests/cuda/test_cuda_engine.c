@@ -242,6 +242,40 @@ static void starved_of_weights(void **state)
     free(expected.logits);
 }
 
+/* The id chosen on the device is that of the largest logit of a row that was copied out. */
+static void next_ids(void **state)
+{
+    (void)state;
+    setting s = {.format = "f16", .weights = "bf16"};
+    pllm_engine *engine = open_setting(&s);
+    pllm_sequence *sequences[2];
+    rows r = rows_new(VOCAB);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    uint32_t ids[1000];
+    for (uint32_t i = 0; i < 1000; i++) ids[i] = id_at(0, i);
+    for (uint32_t round = 0; round < 4; round++) {
+        pllm_step_item item = {.ids = ids + (round ? 996 + round - 1 : 0),
+                               .token_count = round ? 1 : 996,
+                               .generated = round > 0,
+                               .logits = 1};
+        item.sequence = sequences[0];
+        assert_int_equal(pllm_engine_step(engine, &item, 1, keep, &r), PLLM_OK);
+        item.sequence = sequences[1];
+        item.logits = 3;
+        assert_int_equal(pllm_engine_step(engine, &item, 1, NULL, NULL), PLLM_OK);
+        const float *row = r.logits + (uint64_t)(r.count - 1) * VOCAB;
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < VOCAB; i++)
+            if (row[i] > row[best]) best = i;
+        assert_int_equal(item.next_id, best);
+    }
+    assert_int_equal(r.count, 4);
+    for (uint32_t i = 0; i < 2; i++) pllm_sequence_close(sequences[i]);
+    pllm_engine_close(engine);
+    free(r.logits);
+}
+
 typedef struct comparison {
     const float *expected;
     uint32_t vocab;
@@ -304,10 +338,9 @@ static void references(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(references),
-        cmocka_unit_test(cuts_and_strangers),
-        cmocka_unit_test(starved_of_blocks),
-        cmocka_unit_test(starved_of_weights),
+        cmocka_unit_test(references),        cmocka_unit_test(cuts_and_strangers),
+        cmocka_unit_test(starved_of_blocks), cmocka_unit_test(starved_of_weights),
+        cmocka_unit_test(next_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

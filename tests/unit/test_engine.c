@@ -261,6 +261,35 @@ static void a_lost_block_harms_its_own_sequence_only(void **state)
     free(expected[1].logits);
 }
 
+/* The id an item asks for is that of the largest logit, beside another item that wants its row. */
+static void the_next_id_is_the_largest_logit(void **state)
+{
+    (void)state;
+    pllm_engine_options options = {
+        .struct_bytes = sizeof options, .sequence_max = 2, .context_max = 512};
+    pllm_engine *engine = test_engine_open(MODEL, &options);
+    pllm_sequence *sequences[2];
+    rows r = rows_new(1);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    for (uint32_t round = 0; round < 5; round++) {
+        uint32_t ids[2][64], count = round == 0 ? 40 : 1;
+        pllm_step_item items[2];
+        for (uint32_t i = 0; i < 2; i++)
+            items[i] = item_of(sequences[i], 0, count, round > 0, ids[i]);
+        items[0].logits = 3;
+        uint32_t position = pllm_sequence_length(sequences[1]) + count - 1;
+        assert_int_equal(pllm_engine_step(engine, items, 2, keep, &r), PLLM_OK);
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < VOCAB; i++)
+            if (r.logits[position][i] > r.logits[position][best]) best = i;
+        assert_int_equal(items[0].next_id, best);
+    }
+    for (uint32_t i = 0; i < 2; i++) pllm_sequence_close(sequences[i]);
+    pllm_engine_close(engine);
+    free(r.logits);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -268,6 +297,7 @@ int main(void)
         cmocka_unit_test(limits_change_live),
         cmocka_unit_test(the_context_ends_where_it_was_said),
         cmocka_unit_test(a_lost_block_harms_its_own_sequence_only),
+        cmocka_unit_test(the_next_id_is_the_largest_logit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -722,19 +722,30 @@ static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint3
                                  .dependent = 1};
     status = pllm_cuda_linear_decode(state->linear, state->compute, &product);
     if (status < 0) return status;
+    int all_next = 1; /* nobody wants rows: then they stay where they are */
+    for (uint32_t i = 0; i < count; i++)
+        all_next &= pass->step_items[pass->logit_items[first + i]].logits == LOGITS_NEXT;
     pllm_copy out = {.to = (uintptr_t)state->logits_out,
                      .from = state->logits,
                      .bytes = (uint64_t)count * s->vocab_size * sizeof(float)};
+    if (all_next) {
+        status = pllm_cuda_argmax(state->rows, state->compute, state->logits, s->vocab_size, count,
+                                  s->vocab_size, state->y, 1);
+        if (status < 0) return status;
+        out.from = state->y;
+        out.bytes = count * sizeof(uint32_t);
+    }
     status = engine->device->ops->copy(engine->device, state->compute, PLLM_COPY_OUT, &out);
     if (status == PLLM_OK)
         status = engine->device->ops->stream_sync(engine->device, state->compute);
-    if (status < 0) return status;
-    for (uint32_t i = 0; i < count; i++)
-        if (pass->sink(pass->sink_user, pass->logit_items[first + i],
-                       pass->logit_positions[first + i],
-                       state->logits_out + (uint64_t)i * s->vocab_size))
-            return pllm_fail(PLLM_ECANCELED, 0, "canceled while logits were read");
-    return PLLM_OK;
+    for (uint32_t i = 0; status == PLLM_OK && i < count; i++)
+        if (all_next)
+            memcpy(&pass->step_items[pass->logit_items[first + i]].next_id, state->logits_out + i,
+                   sizeof(uint32_t));
+        else
+            status = pllm_pass_deliver(&engine->pass, first + i,
+                                       state->logits_out + (uint64_t)i * s->vocab_size);
+    return status;
 }
 
 static int logits_out(pllm_engine *engine, const pass_args *a)
