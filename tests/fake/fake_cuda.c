@@ -209,6 +209,7 @@ static int fake_memory_create(unsigned long long *handle, size_t bytes,
     if (bytes == 0 || bytes % GRANULARITY || flags || allocation->type != CUDA_ALLOCATION_PINNED)
         return CUDA_INVALID_VALUE;
     if (state.no_export && allocation->handle_types) return CUDA_NOT_SUPPORTED;
+    if (atomic_load(&state.created_bytes) + bytes > TOTAL) return CUDA_OUT_OF_MEMORY;
     int fd = memfd_create("fake", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) abort();
     void *view = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -660,6 +660,29 @@ static void a_failed_map_leaves_the_place_free(void **state)
     pllm_device_close(device);
 }
 
+/* Others hold the memory: full, and no failure, until they give some back. */
+static void a_card_that_others_filled_is_full(void **state)
+{
+    (void)state;
+    pllm_device *device = open_fake(NULL);
+    pllm_chunk *chunk;
+    pllm_device_info info;
+    fake->fail_call = "cuMemCreate";
+    fake->fail_code = CUDA_OUT_OF_MEMORY;
+    fake->fail_count = 2;
+    pllm_fail(PLLM_EIO, 42, "a mark");
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(device->ops->chunk_create(device, MEBI, &chunk), PLLM_ENODEVMEM);
+        assert_null(chunk);
+    }
+    assert_int_equal(pllm_last_error()->native, 42);
+    assert_int_equal(device->ops->info(device, &info), PLLM_OK);
+    assert_int_equal(info.free_bytes, 32 * MEBI); /* what was refused is not counted as used */
+    assert_int_equal(device->ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
+    device->ops->chunk_destroy(device, chunk);
+    pllm_device_close(device);
+}
+
 static void launches_are_counted_by_a_faulty_device(void **state)
 {
     (void)state;
@@ -724,6 +747,7 @@ int main(void)
         CASE(a_batch_that_breaks_off_fails_as_its_work),
         CASE(pending_events_are_known_as_such),
         CASE(a_failed_map_leaves_the_place_free),
+        CASE(a_card_that_others_filled_is_full),
         CASE(launches_are_counted_by_a_faulty_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
