@@ -220,6 +220,37 @@ static void places_are_where_views_are(void **state)
     pllm_device_close(device);
 }
 
+/* `static` keeps pages that lie evenly: of any quarter of the tensor, about as many as fit in all.
+ */
+static void what_stays_lies_evenly(void **state)
+{
+    (void)state;
+    enum { PAGES = 64, FRAMES = 32 };
+    pllm_memory_options options = {.struct_bytes = sizeof options,
+                                   .vram_limit_bytes = FRAMES * PAGE,
+                                   .host_memory_bytes = 2 * PAGES * PAGE,
+                                   .page_bytes = PAGE,
+                                   .policy = "static",
+                                   .prefetch_strategy = "none"};
+    pllm_memory *memory;
+    pllm_tensor tensor;
+    unsigned char page[PAGE] = {1};
+    assert_int_equal(pllm_memory_open(NULL, &options, &memory), PLLM_OK);
+    assert_int_equal(pllm_memory_allocate(memory, PAGES * PAGE, PLLM_MEMORY_NORMAL, &tensor),
+                     PLLM_OK);
+    for (uint64_t i = 0; i < PAGES; i++)
+        assert_int_equal(pllm_memory_write(memory, tensor, i * PAGE, PAGE, page), PLLM_OK);
+    for (uint64_t i = 0; i < 2 * PAGES; i++) /* settles */
+        assert_int_equal(pllm_memory_read(memory, tensor, i % PAGES * PAGE, PAGE, page), PLLM_OK);
+    for (uint64_t quarter = 0; quarter < 4; quarter++) {
+        uint64_t before = stats_of(memory).misses;
+        for (uint64_t i = quarter * PAGES / 4; i < (quarter + 1) * PAGES / 4; i++)
+            assert_int_equal(pllm_memory_read(memory, tensor, i * PAGE, PAGE, page), PLLM_OK);
+        assert_in_range(stats_of(memory).misses - before, PAGES / 8 - 2, PAGES / 8 + 3);
+    }
+    pllm_memory_close(memory);
+}
+
 static void handles_go_stale(void **state)
 {
     (void)state;
@@ -340,6 +371,7 @@ int main(void)
         cmocka_unit_test(pins_give_views_in_order),
         cmocka_unit_test(overwriting_brings_nothing_in),
         cmocka_unit_test(places_are_where_views_are),
+        cmocka_unit_test(what_stays_lies_evenly),
         cmocka_unit_test(handles_go_stale),
         cmocka_unit_test(limits_and_options_are_kept),
         cmocka_unit_test(every_lost_allocation_is_survived),

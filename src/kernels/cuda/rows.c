@@ -51,7 +51,7 @@ static const struct {
     [TENSOR_TOTAL] = {"tensor", "pllm_tensor_total"},
 };
 
-enum { BLOCK = 256, ROTARY_BLOCK = 128, ROW_FILES = 7, GRID_Y_MAX = 65535 };
+enum { BLOCK = 256, ROTARY_BLOCK = 128, SWIGLU_FEW = 1 << 17, ROW_FILES = 7, GRID_Y_MAX = 65535 };
 
 struct pllm_cuda_rows {
     const pllm_context *context;
@@ -233,7 +233,9 @@ int pllm_cuda_swiglu(pllm_cuda_rows *o, pllm_stream *stream, pllm_va gate_up, pl
     if (!is_plain(out_dtype)) return fail_dtype("the gated row", out_dtype);
     if (stride < 2 * (uint64_t)n) return fail_stride("gate and up", stride, 2 * (uint64_t)n);
     if (out_stride < n) return fail_stride("the gated row", out_stride, n);
+    /* A row or a few are over sooner if each thread has one element. */
     int wide = n % 8 == 0 && is_wide(gate_up, dtype, stride) && is_wide(out, out_dtype, out_stride);
+    if ((uint64_t)rows * n < SWIGLU_FEW) wide = 0;
     uint32_t blocks = blocks_for(n, wide ? BLOCK * 8 : BLOCK);
     int status = check_grid(rows, blocks);
     if (status < 0) return status;
