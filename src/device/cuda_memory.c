@@ -347,7 +347,7 @@ void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes)
     if (!pointer) return;
     cuda->driver.context_set_current(cuda->context);
     int code = cuda->driver.host_unregister(pointer);
-    if (code == CUDA_NOT_REGISTERED || code == CUDA_INVALID_VALUE)
+    if (code == CUDA_NOT_REGISTERED)
         atomic_fetch_sub(&cuda->unpinned_count, 1);
     else
         cuda_note(cuda, CUDA_CALL_host_unregister, code);
