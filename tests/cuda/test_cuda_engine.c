@@ -29,6 +29,7 @@ typedef struct setting {
     const char *format, *weights;
     uint32_t piece, strangers, share; /* share: percent of the KV, 0: no limit */
     uint64_t vram_limit;              /* 0: none */
+    uint64_t disk_bytes;              /* and then little host memory */
 } setting;
 
 typedef struct rows {
@@ -71,7 +72,9 @@ static pllm_engine *open_setting(const setting *s)
                                    .shape = "smollm2-135m",
                                    .weights = s->weights,
                                    .kv_format = s->format,
-                                   .host_memory_bytes = 512 << 20,
+                                   .host_memory_bytes = s->disk_bytes ? 4 << 20 : 512 << 20,
+                                   .nvme_path = "/tmp",
+                                   .nvme_size_bytes = s->disk_bytes,
                                    .vram_limit_bytes = s->vram_limit,
                                    .sequence_max = SEQUENCES,
                                    .context_max = 2048};
@@ -167,8 +170,10 @@ static void check(const setting *s, const rows *expected)
                      r.positions[i], s->format, s->weights, s->share, s->piece, s->strangers,
                      (unsigned long long)s->vram_limit);
     }
-    if (s->share &&
-        (stats.evictions == 0 || stats.kv_stream_bytes + stats.host_to_device_bytes == 0))
+    uint64_t moved =
+        stats.kv_stream_bytes + stats.host_to_device_bytes + stats.disk_to_device_bytes;
+    if (s->disk_bytes) assert_true(stats.disk_to_device_bytes > 0);
+    if (s->share && (stats.evictions == 0 || moved == 0))
         fail_msg("a starved run moved nothing: %llu evictions, %llu bytes streamed",
                  (unsigned long long)stats.evictions, (unsigned long long)stats.kv_stream_bytes);
     if (s->vram_limit) assert_true(stats.weight_stream_bytes > 0);
@@ -237,6 +242,21 @@ static void starved_of_weights(void **state)
     for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
         s.strangers = strangers;
         s.vram_limit = info.least_vram_bytes + info.weight_bytes / 2;
+        check(&s, &expected);
+    }
+    free(expected.logits);
+}
+
+static void blocks_on_disk(void **state)
+{
+    (void)state;
+    rows expected = plain_run("f16", "bf16");
+    for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+        setting s = {.format = "f16",
+                     .weights = "bf16",
+                     .share = 20,
+                     .strangers = strangers,
+                     .disk_bytes = 512 << 20};
         check(&s, &expected);
     }
     free(expected.logits);
@@ -340,7 +360,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(references),        cmocka_unit_test(cuts_and_strangers),
         cmocka_unit_test(starved_of_blocks), cmocka_unit_test(starved_of_weights),
-        cmocka_unit_test(next_ids),
+        cmocka_unit_test(blocks_on_disk),    cmocka_unit_test(next_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

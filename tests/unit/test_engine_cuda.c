@@ -31,6 +31,7 @@ typedef struct setting {
     const char *format;
     uint32_t piece, strangers, share; /* share: percent of the KV, 0: no limit */
     int streams_weights;
+    uint64_t disk_bytes; /* and then little host memory */
 } setting;
 
 static pllm_device *open_fake(void)
@@ -49,7 +50,9 @@ static pllm_engine_options options_of(const setting *s)
                                  .shape = "smollm2-135m",
                                  .weights = "q4_0",
                                  .kv_format = s->format,
-                                 .host_memory_bytes = 256 << 20,
+                                 .host_memory_bytes = s->disk_bytes ? 4 << 20 : 256 << 20,
+                                 .nvme_path = PLLM_BINARY_DIR,
+                                 .nvme_size_bytes = s->disk_bytes,
                                  .sequence_max = SEQUENCES,
                                  .context_max = 2048};
 }
@@ -139,7 +142,9 @@ static void run_setting(const setting *s)
     pllm_engine_stats stats = {.struct_bytes = sizeof stats};
     assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
     assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
-    if (s->share) assert_true(stats.evictions > 0 && stats.kv_stream_bytes > 0);
+    if (s->share) assert_true(stats.evictions > 0);
+    if (s->share && !s->disk_bytes) assert_true(stats.kv_stream_bytes > 0);
+    if (s->disk_bytes) assert_true(stats.disk_to_device_bytes > 0);
     if (s->streams_weights) assert_true(stats.weight_stream_bytes > 0);
     assert_int_equal(pllm_engine_evict_all(engine), PLLM_OK);
     pllm_engine_close(engine);
@@ -171,6 +176,15 @@ static void weights(void **state)
     (void)state;
     for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
         setting s = {.format = "f16", .strangers = strangers, .streams_weights = 1};
+        run_setting(&s);
+    }
+}
+
+static void disk(void **state)
+{
+    (void)state;
+    for (uint32_t strangers = 0; strangers <= 2; strangers += 2) {
+        setting s = {.format = "f16", .strangers = strangers, .share = 20, .disk_bytes = 256 << 20};
         run_setting(&s);
     }
 }
@@ -218,6 +232,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(budgets),
         cmocka_unit_test(weights),
+        cmocka_unit_test(disk),
         cmocka_unit_test(prompts_and_blocks_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

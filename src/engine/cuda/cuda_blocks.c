@@ -142,8 +142,8 @@ static void enter_in_table(pllm_engine *engine, const pass_item *item, uint32_t 
 }
 
 /* Pins blocks [first, end); whose failure it is, if content was lost, is noted. */
-static int pin_range(pllm_engine *engine, const pass_item *item, uint32_t layer, uint32_t first,
-                     uint32_t end, pllm_pin_mode mode)
+int pllm_cuda_blocks_pin(pllm_engine *engine, const pass_item *item, uint32_t layer, uint32_t first,
+                         uint32_t end, pllm_pin_mode mode)
 {
     uint32_t count = list_pages(engine, item, layer, first, end);
     if (count == 0) return PLLM_OK;
@@ -156,8 +156,8 @@ static int pin_range(pllm_engine *engine, const pass_item *item, uint32_t layer,
     return status;
 }
 
-static void unpin_range(pllm_engine *engine, const pass_item *item, uint32_t layer, uint32_t first,
-                        uint32_t end)
+void pllm_cuda_blocks_unpin(pllm_engine *engine, const pass_item *item, uint32_t layer,
+                            uint32_t first, uint32_t end)
 {
     uint32_t count = list_pages(engine, item, layer, first, end);
     if (count) pllm_pager_unpin(engine->pager, engine->cuda->blocks.scratch, count);
@@ -171,7 +171,7 @@ void pllm_cuda_blocks_let_go(pllm_engine *engine, pllm_sequence *sequence)
         const pass_item item = {.sequence = s};
         for (uint32_t layer = 0; layer < engine->shape.layer_count; layer++) {
             uint32_t *held = held_of(engine, layer, s->slot);
-            unpin_range(engine, &item, layer, 0, *held);
+            pllm_cuda_blocks_unpin(engine, &item, layer, 0, *held);
             *held = 0;
         }
     }
@@ -296,11 +296,12 @@ static int hold_targets(pllm_engine *engine)
                 uint32_t target = engine->cuda->blocks.target[item->sequence->slot];
                 if (target > item->sequence->group_count) target = item->sequence->group_count;
                 if (!growing && *held > target) {
-                    unpin_range(engine, item, layer, target, *held);
+                    pllm_cuda_blocks_unpin(engine, item, layer, target, *held);
                     *held = target;
                 }
                 if (growing && *held < target) {
-                    int status = pin_range(engine, item, layer, *held, target, PLLM_PIN_READ);
+                    int status =
+                        pllm_cuda_blocks_pin(engine, item, layer, *held, target, PLLM_PIN_READ);
                     if (status < 0) return status;
                     *held = target;
                 }
@@ -474,11 +475,32 @@ static int plan_row(pllm_engine *engine, uint32_t layer, uint32_t row, uint32_t 
     return PLLM_OK;
 }
 
+/* Is a block that this pass reads neither on the device nor in host memory? */
+static int needs_disk(pllm_engine *engine, uint32_t rows)
+{
+    for (uint32_t row = 0; row < rows; row++) {
+        const pass_item *item = &engine->pass.items[row];
+        uint32_t first = engine->cuda->blocks.target[item->sequence->slot];
+        for (uint32_t layer = 0; layer < engine->shape.layer_count; layer++) {
+            engine->pass.layer = layer;
+            for (uint32_t block = first; block < item->sequence->group_count; block++) {
+                pllm_page page = pllm_pass_page(&engine->pass, item, block);
+                if (!pllm_pager_is_resident(engine->pager, page) &&
+                    !pllm_pager_host_copy(engine->pager, page))
+                    return 1;
+            }
+        }
+    }
+    return 0;
+}
+
 static int plan_waves(pllm_engine *engine, uint32_t rows)
 {
     cuda_blocks *blocks = &engine->cuda->blocks;
     blocks->wave_count = blocks->copy_count = 0;
     count_borrowable(engine);
+    blocks->by_pager = engine->options.nvme_size_bytes > 0 && needs_disk(engine, rows);
+    if (blocks->by_pager) return PLLM_OK;
     /* Held chunks need no wave: they are attended while the first of the others arrive. */
     blocks->held_ranges = pllm_cuda_args(engine->cuda, 2 * rows, &blocks->held_ranges_va);
     for (uint32_t row = 0; row < rows; row++) {
@@ -527,11 +549,12 @@ int pllm_cuda_blocks_enter(pllm_engine *engine, uint32_t layer)
         const pass_item *item = &pass->items[i];
         uint32_t count = item->sequence->group_count;
         uint32_t held = *held_of(engine, layer, item->sequence->slot);
-        if (!item->decode) status = pin_range(engine, item, layer, held, count, PLLM_PIN_READ);
+        if (!item->decode)
+            status = pllm_cuda_blocks_pin(engine, item, layer, held, count, PLLM_PIN_READ);
         if (status < 0) break;
-        status = pin_range(engine, item, layer, count, blocks_of(item), PLLM_PIN_NEW);
+        status = pllm_cuda_blocks_pin(engine, item, layer, count, blocks_of(item), PLLM_PIN_NEW);
         if (status == PLLM_OK) continue;
-        if (!item->decode) unpin_range(engine, item, layer, held, count);
+        if (!item->decode) pllm_cuda_blocks_unpin(engine, item, layer, held, count);
         break;
     }
     if (status == PLLM_OK) {
@@ -542,7 +565,7 @@ int pllm_cuda_blocks_enter(pllm_engine *engine, uint32_t layer)
         const pass_item *item = &pass->items[i];
         uint32_t count = item->sequence->group_count;
         uint32_t held = *held_of(engine, layer, item->sequence->slot);
-        unpin_range(engine, item, layer, item->decode ? count : held, blocks_of(item));
+        pllm_cuda_blocks_unpin(engine, item, layer, item->decode ? count : held, blocks_of(item));
     }
     return status;
 }
@@ -568,7 +591,7 @@ void pllm_cuda_blocks_leave(pllm_engine *engine, uint32_t layer, int sealed)
                 if (keep < *held) keep = *held;
             }
         }
-        unpin_range(engine, item, layer, keep > pinned_first ? keep : pinned_first, all);
+        pllm_cuda_blocks_unpin(engine, item, layer, keep > pinned_first ? keep : pinned_first, all);
         *held = keep;
     }
     blocks->left = layer + 1;
@@ -585,7 +608,7 @@ void pllm_cuda_blocks_undo(pllm_engine *engine)
             const pass_item *item = &pass->items[i];
             uint32_t *held = held_of(engine, layer, item->sequence->slot);
             if (*held <= item->sequence->group_count) continue;
-            unpin_range(engine, item, layer, item->sequence->group_count, *held);
+            pllm_cuda_blocks_unpin(engine, item, layer, item->sequence->group_count, *held);
             *held = item->sequence->group_count;
         }
     pllm_cuda_blocks_return(engine);
@@ -618,6 +641,7 @@ int pllm_cuda_blocks_attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decod
     decode->row_chunk_first = decode->row_chunk_end = 0;
     if (!blocks->streaming)
         return pllm_cuda_attend_decode(state->attention, state->compute, decode);
+    if (blocks->by_pager) return pllm_cuda_paged_attend(engine, layer, decode);
     decode->row_chunk_first = blocks->held_ranges_va;
     decode->row_chunk_end = blocks->held_ranges_va + decode->rows * sizeof(uint32_t);
     int status = pllm_cuda_attend_decode(state->attention, state->compute, decode);

@@ -108,10 +108,6 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     pllm_cuda_state *state = pllm_alloc(engine->context, sizeof *state);
     if (!state) return pllm_fail_memory("the CUDA executor", sizeof *state);
     engine->cuda = state;
-    if (o->nvme_size_bytes)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "--nvme-size: blocks on disk are not yet streamed to a GPU; use "
-                         "--host-memory");
     int status = open_kernels(engine);
     if (status < 0) return status;
     choose_formats(engine);

@@ -3,6 +3,7 @@
  *   cuda_executor.c  its life: what it needs, opening, closing
  *   cuda_weights.c   layer images: resident, or in host memory and streamed through a ring
  *   cuda_blocks.c    which KV blocks are held on the device, and the waves that bring the others
+ *   cuda_paged.c     the same where blocks lie on disk: the pager brings them, and the CPU waits
  *   cuda_space.c     where buffers lie; the space of prompts, which comes and goes
  *   cuda_forward.c   a pass: generated rows by the decode path, prompts by the prefill path
  *
@@ -82,7 +83,8 @@ typedef struct cuda_blocks {
     int tables_changed;
     uint32_t frame_end; /* no frame at or past this was ever in a table */
 
-    int has_ring, streaming;           /* streaming: this pass does */
+    int has_ring, streaming; /* streaming: this pass does */
+    int by_pager;            /* ... and some of its blocks are on disk: see cuda_paged.c */
     uint32_t wave_blocks, group_count; /* blocks a wave brings at most; waves in flight */
     pllm_page *ring_pages;             /* [group_count * wave_blocks] */
     uint32_t *ring_frames;
@@ -173,6 +175,16 @@ void pllm_cuda_blocks_return(pllm_engine *engine);     /* borrowed pages; once t
 void pllm_cuda_blocks_undo(pllm_engine *engine);       /* after a pass that failed */
 /* Attention of generated rows in a layer, wave by wave; decode has all but the chunk ranges. */
 int pllm_cuda_blocks_attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode);
+
+/* For cuda_paged.c: blocks [first, end) of an item in a layer, pinned and in the tables; and back.
+ */
+int pllm_cuda_blocks_pin(pllm_engine *engine, const pass_item *item, uint32_t layer, uint32_t first,
+                         uint32_t end, pllm_pin_mode mode);
+void pllm_cuda_blocks_unpin(pllm_engine *engine, const pass_item *item, uint32_t layer,
+                            uint32_t first, uint32_t end);
+
+/* cuda_paged.c: attention of generated rows whose blocks come from disk. */
+int pllm_cuda_paged_attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode);
 
 /* cuda_space.c */
 uint64_t pllm_cuda_layout(pllm_engine *engine, pllm_va base);        /* of the workspace */
