@@ -112,8 +112,9 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     if (status < 0) return status;
     choose_formats(engine);
     pllm_executor_needs needs = {0};
-    status = pllm_cuda_weights_plan(engine, &needs.weight_bytes);
+    status = pllm_cuda_weights_plan(engine);
     if (status < 0) return status;
+    needs.weight_bytes = state->weights.least_bytes;
     uint64_t before, now;
     status = pllm_cuda_memory_used(engine->device, &before, &now);
     needs.outside_bytes =
@@ -156,9 +157,12 @@ static uint64_t weight_share(const pllm_engine *engine)
     if (engine->options.kv_limit_bytes < kv) kv = engine->options.kv_limit_bytes;
     uint64_t least_kv = engine->least_kv_bytes > left / 8 ? engine->least_kv_bytes : left / 8;
     if (least_kv > kv) least_kv = kv;
-    uint64_t granule = 64 << 20; /* mappings round up */
+    uint64_t granule = 4 * (2 << 20); /* mappings round up */
     if (weights->total_bytes + least_kv + granule <= left) return weights->total_bytes + granule;
     uint64_t kv_part = kv < left / 2 ? kv + granule : left / 2;
+    /* What cannot be done without comes first: the limits were checked against both leasts. */
+    uint64_t least = engine->cuda->weights.least_bytes;
+    if (kv_part > left - least) kv_part = left - least;
     return left - kv_part;
 }
 

@@ -54,7 +54,7 @@ typedef struct cuda_weights {
     pllm_cuda_matrix embedding, output;
     pllm_va output_norm;
     pllm_event *loaded[RING_LAYERS], *released[RING_LAYERS];
-    uint64_t total_bytes, streamed_bytes;
+    uint64_t total_bytes, least_bytes, streamed_bytes;
     int primed; /* the ring holds the first streamed layers, or they are under way */
 } cuda_weights;
 
@@ -147,7 +147,7 @@ struct pllm_cuda_state {
 };
 
 /* cuda_weights.c */
-int pllm_cuda_weights_plan(pllm_engine *engine, uint64_t *least_bytes_out);
+int pllm_cuda_weights_plan(pllm_engine *engine);
 /* available_bytes: what weights may take of the device. */
 int pllm_cuda_weights_open(pllm_engine *engine, uint64_t available_bytes);
 uint64_t pllm_cuda_weights_fixed_bytes(const pllm_engine *engine); /* besides the layers */

@@ -15,7 +15,10 @@
 #include <string.h>
 #include "engine/cuda/cuda_state.h"
 
-enum { STAGING_BYTES = 8 << 20 };
+enum {
+    STAGING_BYTES = 8 << 20,
+    LEAST_ROUNDING = 2 * (2 << 20), /* two mappings, each a multiple of the granularity */
+};
 
 static uint64_t align(uint64_t bytes)
 {
@@ -87,7 +90,7 @@ uint64_t pllm_cuda_weights_fixed_bytes(const pllm_engine *engine)
     return bytes;
 }
 
-int pllm_cuda_weights_plan(pllm_engine *engine, uint64_t *least_bytes_out)
+int pllm_cuda_weights_plan(pllm_engine *engine)
 {
     cuda_weights *weights = &engine->cuda->weights;
     const pllm_context *context = engine->context;
@@ -116,7 +119,8 @@ int pllm_cuda_weights_plan(pllm_engine *engine, uint64_t *least_bytes_out)
     if (status < 0) return status;
     weights->total_bytes += pllm_cuda_weights_fixed_bytes(engine);
     uint32_t images = layers < RING_LAYERS ? layers : RING_LAYERS;
-    *least_bytes_out = pllm_cuda_weights_fixed_bytes(engine) + images * weights->image_bytes;
+    weights->least_bytes =
+        pllm_cuda_weights_fixed_bytes(engine) + images * weights->image_bytes + LEAST_ROUNDING;
     return PLLM_OK;
 }
 
@@ -342,13 +346,13 @@ int pllm_cuda_weights_open(pllm_engine *engine, uint64_t available_bytes)
         weights->resident_count = layers;
     else {
         uint64_t ring = RING_LAYERS * image, room = available_bytes - fixed;
-        if (available_bytes < fixed + ring)
+        if (available_bytes < weights->least_bytes)
             return pllm_fail(PLLM_ENODEVMEM, 0,
                              "%llu bytes of device memory are left for weights; embeddings and %d "
                              "layers take %llu: raise --vram-limit",
                              (unsigned long long)available_bytes, RING_LAYERS,
-                             (unsigned long long)(fixed + ring));
-        weights->resident_count = (uint32_t)((room - ring) / image);
+                             (unsigned long long)weights->least_bytes);
+        weights->resident_count = (uint32_t)((room - ring - LEAST_ROUNDING) / image);
         if (weights->resident_count >= layers) weights->resident_count = layers - 1;
     }
     choose_residents(engine);
