@@ -212,9 +212,15 @@ int pllm_cuda_capture_end(pllm_device *device, pllm_stream *stream, pllm_cuda_gr
     graph->cuda = cuda;
     status = CUDA_DO(cuda, graph_make, &graph->handle, noted, 0);
     if (status < 0) goto fail_graph;
+    /* What it needs on the card is taken now: the first launch costs what others cost, or we know
+     * here that there is no room. */
+    status = CUDA_DO(cuda, graph_upload, graph->handle, ((cuda_stream *)stream)->handle);
+    if (status < 0) goto fail_handle;
     CUDA_NOTE(cuda, graph_destroy, noted);
     *graph_out = graph;
     return PLLM_OK;
+fail_handle:
+    CUDA_NOTE(cuda, graph_close, graph->handle);
 fail_graph:
     pllm_free(cuda->base.context, graph);
 fail_noted:
