@@ -6,7 +6,7 @@
  * more where the cache is hundreds of MB; short ones are bound by latency: about 5 us for attend, 2
  * to 3 for merge. Also: merge alone, sealing and expanding, by bytes read and written.
  *
- *   bench_cuda_attention [--smoke] [--quick] */
+ *   bench_cuda_attention [--smoke] [--all] [--shape 7B] [--kv int8] [--context N] [--rows N] */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -297,14 +297,22 @@ int main(int argc, char **argv)
     static const pllm_dtype formats[] = {PLLM_F16, PLLM_INT8, PLLM_INT4, PLLM_BF16};
     static const uint32_t contexts[] = {512, 2048, 8192, 32768, 65536};
     bench b = {0};
-    uint32_t format_count = 3;
+    uint32_t format_count = 3, only_context = 0, only_rows = 0;
+    const char *only_shape = NULL, *only_kv = NULL;
     for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--smoke") == 0) b.smoke = 1;
         if (strcmp(argv[i], "--all") == 0) format_count = 4;
+        if (strcmp(argv[i], "--shape") == 0) only_shape = value;
+        if (strcmp(argv[i], "--kv") == 0) only_kv = value;
+        if (strcmp(argv[i], "--context") == 0) only_context = (uint32_t)atoi(value);
+        if (strcmp(argv[i], "--rows") == 0) only_rows = (uint32_t)atoi(value);
     }
     bench_open(&b);
     for (uint32_t i = 0; i < 2; i++)
         for (uint32_t f = 0; f < format_count; f++) {
+            if (only_shape && strcmp(only_shape, shapes[i].name) != 0) continue;
+            if (only_kv && strcmp(only_kv, pllm_dtype_name(formats[f])) != 0) continue;
             pllm_cuda_kv kv = {.heads = shapes[i].heads, .scale = 0.08838835f, .layer_count = 1};
             must(pllm_kv_shape_init(&kv.shape, formats[f], shapes[i].kv_heads, HEAD_DIM));
             kv.frames = b.pool;
@@ -313,14 +321,18 @@ int main(int argc, char **argv)
             kv.open_bytes = pllm_kv_block_bytes(&kv.shape, kv.shape.open);
             kv.chunk_max = CHUNKS_MAX;
             fill_pool(&b, &kv);
-            if (i == 0 && f == 0) {
+            if (b.read_gbps == 0) {
                 measure_read(&b); /* not on zeros */
                 printf("%-5s %-4s %11s %9s %9s %9s %9s %8s %6s %6s\n", "shape", "kv", "context",
                        "attend us", "merge us", "both us", "chained", "GB/s", "attend", "chain");
             }
             for (uint32_t rows = 1; rows <= 16; rows += 15)
-                for (uint32_t c = 0; c < (b.smoke ? 2 : 5); c++)
+                for (uint32_t c = 0; c < (b.smoke ? 2 : 5); c++) {
+                    if (only_context && contexts[c] != only_context) continue;
+                    if (only_rows && rows != only_rows) continue;
                     bench_decode(&b, &kv, &shapes[i], contexts[c], rows);
+                }
+            if (only_context || only_rows) continue;
             bench_blocks(&b, &kv, &shapes[i], 1, 0);
             bench_blocks(&b, &kv, &shapes[i], 16, 0);
             bench_blocks(&b, &kv, &shapes[i], 512, 0);

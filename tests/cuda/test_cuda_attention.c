@@ -427,6 +427,7 @@ static void bits_are_the_rows_own(void **state)
     static const uint32_t lengths[] = {1000, 1, 257, 640, 31};
     for (uint32_t f = 0; f < COUNT(formats); f++)
         for (uint32_t i = 0; i < 3; i++) {
+            if (small() && i != f % 2) continue;
             world w = world_open(formats[f], 2, i == 1 ? 9 : 3, dims[i], lengths, COUNT(lengths));
             uint64_t count = w.rows * q_count(&w);
             float *together = malloc(count * sizeof *together);
@@ -488,6 +489,7 @@ static void unwritten_rows_do_not_matter(void **state)
     static const uint32_t lengths[] = {65, 300};
     for (uint32_t f = 0; f < COUNT(formats); f++)
         for (uint32_t i = 0; i < 3; i++) {
+            if (small() && i != f % 2) continue;
             world w = world_open(formats[f], 2, 2, dims[i], lengths, COUNT(lengths));
             uint64_t count = w.rows * q_count(&w);
             float *nan = malloc(count * sizeof *nan), *zero = malloc(count * sizeof *zero);
@@ -599,6 +601,7 @@ static void seal_gives_the_cpus_bytes(void **state)
     enum { BLOCKS = 12, FRAMES = 15, HEADS = 3 };
     for (uint32_t f = 0; f < COUNT(formats); f++)
         for (uint32_t i = 0; i < COUNT(dims); i++) {
+            if (small() && dims[i] > 80) continue;
             pllm_cuda_kv kv = {.heads = HEADS, .layer_count = 1, .chunk_max = 1};
             ok(pllm_kv_shape_init(&kv.shape, formats[f], HEADS, dims[i]));
             uint64_t open_bytes = pllm_kv_block_bytes(&kv.shape, kv.shape.open);

@@ -1,4 +1,5 @@
 /* attention.c - checks and launches of the attention kernels. */
+#include <stdio.h>
 #include "base/context.h"
 #include "device/cuda.h"
 #include "kernels/cuda/attention.h"
@@ -6,17 +7,18 @@
 #include "kernels/cuda/fatbin.h"
 
 enum {
-    TILE_HEADS = 8, /* query heads of a CTA of attention_decode.cu */
+    TILE_HEADS =
+        4, /* query heads of a multiply of attention_decode.cu; a CTA has one tile or two */
+    CTA_HEADS = 8,
     DECODE_WARPS = 4,
     DECODE_THREADS = 128,
     GENERIC_THREADS = 256,
     MERGE_THREADS = 256,
     MERGE_CHANNELS = 32,
     SEAL_THREADS = 128,
-    WIDE_PER_SM = 2,  /* wide kernels have room for this */
-    GRID_MAX = 65535, /* y and z of a grid */
-    CHUNKS_PER_CTA = 4,
-    GRID_CTAS = 1 << 14, /* CTAs with nothing to do cost time too */
+    WIDE_PER_SM = 2,     /* wide kernels have room for this */
+    GRID_MAX = 65535,    /* y and z of a grid */
+    GRID_CTAS = 1 << 12, /* CTAs with nothing to do cost time too */
 };
 
 enum { MODULE_DECODE, MODULE_GENERIC, MODULE_MERGE, MODULE_SEAL, MODULES };
@@ -26,18 +28,15 @@ static const char *const module_names[MODULES] = {"attention_decode", "attention
 typedef struct fast_kernel {
     pllm_dtype format;
     uint32_t head_dim;
-    uint32_t per_sm;         /* CTAs; as its __launch_bounds__ say */
-    const char *name, *wide; /* wide: for grids of few CTAs; or NULL */
+    uint32_t per_sm; /* CTAs; as its __launch_bounds__ say */
+    const char *name;
+    int wide; /* has a form for grids of few CTAs */
 } fast_kernel;
 static const fast_kernel fast_kernels[] = {
-    {PLLM_F16, 64, 4, "pllm_attend_f16_64", "pllm_attend_f16_64_wide"},
-    {PLLM_F16, 128, 3, "pllm_attend_f16_128", "pllm_attend_f16_128_wide"},
-    {PLLM_BF16, 64, 4, "pllm_attend_bf16_64", "pllm_attend_bf16_64_wide"},
-    {PLLM_BF16, 128, 3, "pllm_attend_bf16_128", "pllm_attend_bf16_128_wide"},
-    {PLLM_INT8, 64, 4, "pllm_attend_int8_64", NULL},
-    {PLLM_INT8, 128, 3, "pllm_attend_int8_128", NULL},
-    {PLLM_INT4, 64, 4, "pllm_attend_int4_64", NULL},
-    {PLLM_INT4, 128, 4, "pllm_attend_int4_128", NULL},
+    {PLLM_F16, 64, 4, "f16_64", 1},   {PLLM_F16, 128, 3, "f16_128", 1},
+    {PLLM_BF16, 64, 4, "bf16_64", 1}, {PLLM_BF16, 128, 3, "bf16_128", 1},
+    {PLLM_INT8, 64, 4, "int8_64", 0}, {PLLM_INT8, 128, 3, "int8_128", 0},
+    {PLLM_INT4, 64, 4, "int4_64", 0}, {PLLM_INT4, 128, 4, "int4_128", 0},
 };
 enum { FAST_KERNELS = sizeof fast_kernels / sizeof *fast_kernels };
 
@@ -46,20 +45,21 @@ struct pllm_cuda_attention {
     pllm_device *device;
     uint32_t sm_count, shared_max;
     pllm_cuda_module *modules[MODULES];
-    pllm_cuda_function *fast[FAST_KERNELS], *wide[FAST_KERNELS], *generic, *merge, *seal, *expand;
+    pllm_cuda_function *fast[FAST_KERNELS][2], *wide[FAST_KERNELS][2], *generic, *merge, *seal,
+        *expand;
 };
 
 /* Dynamic shared memory of a fast kernel: `layout`, `query` and `results` in attention_decode.cu.
  */
-static uint32_t fast_shared_bytes(const pllm_kv_shape *shape, int wide)
+static uint32_t fast_shared_bytes(const pllm_kv_shape *shape, uint32_t tiles, int wide)
 {
     uint32_t plain_half = PLLM_BLOCK_TOKENS * shape->head_dim * 2, slot = plain_half, extra = 0;
     if (shape->sealed == PLLM_INT8 || shape->sealed == PLLM_INT4) {
         slot = (uint32_t)pllm_kv_slice_bytes(shape, shape->sealed);
         extra = slot < plain_half ? plain_half : 0;
     }
-    uint32_t query = 32 * shape->head_dim + 4 * TILE_HEADS * (DECODE_WARPS + 1);
-    uint32_t results = 2 * 4 * TILE_HEADS * (DECODE_WARPS + 1);
+    uint32_t query = 16 * tiles * shape->head_dim + 4 * CTA_HEADS * (DECODE_WARPS + 1);
+    uint32_t results = 2 * 4 * CTA_HEADS * (DECODE_WARPS + 1);
     return DECODE_WARPS * (wide ? 3 : 2) * slot + extra + query + results;
 }
 
@@ -81,6 +81,16 @@ static uint32_t seal_shared_bytes(const pllm_kv_shape *shape)
     return PLLM_BLOCK_TOKENS * (shape->head_dim + 2) * 2;
 }
 
+static int get_fast(pllm_cuda_attention *attention, uint32_t i, const pllm_kv_shape *shape,
+                    uint32_t tiles, int wide, pllm_cuda_function **function_out)
+{
+    char name[64];
+    snprintf(name, sizeof name, "pllm_attend_%s_%u%s", fast_kernels[i].name, tiles * TILE_HEADS,
+             wide ? "_wide" : "");
+    return pllm_cuda_function_get(attention->modules[MODULE_DECODE], name,
+                                  fast_shared_bytes(shape, tiles, wide), function_out);
+}
+
 static int get_functions(pllm_cuda_attention *attention)
 {
     pllm_kv_shape shape;
@@ -88,13 +98,15 @@ static int get_functions(pllm_cuda_attention *attention)
     for (uint32_t i = 0; i < FAST_KERNELS; i++) {
         status = pllm_kv_shape_init(&shape, fast_kernels[i].format, 1, fast_kernels[i].head_dim);
         if (status < 0) return status;
-        status = pllm_cuda_function_get(attention->modules[MODULE_DECODE], fast_kernels[i].name,
-                                        fast_shared_bytes(&shape, 0), &attention->fast[i]);
-        if (status < 0) return status;
-        if (!fast_kernels[i].wide || attention->shared_max < fast_shared_bytes(&shape, 1)) continue;
-        status = pllm_cuda_function_get(attention->modules[MODULE_DECODE], fast_kernels[i].wide,
-                                        fast_shared_bytes(&shape, 1), &attention->wide[i]);
-        if (status < 0) return status;
+        for (uint32_t tiles = 1; tiles <= 2; tiles++) {
+            status = get_fast(attention, i, &shape, tiles, 0, &attention->fast[i][tiles - 1]);
+            if (status < 0) return status;
+            if (!fast_kernels[i].wide ||
+                attention->shared_max < fast_shared_bytes(&shape, tiles, 1))
+                continue;
+            status = get_fast(attention, i, &shape, tiles, 1, &attention->wide[i][tiles - 1]);
+            if (status < 0) return status;
+        }
     }
     status = pllm_cuda_function_get(attention->modules[MODULE_GENERIC], "pllm_attend_generic",
                                     generic_shared_bytes(), &attention->generic);
@@ -219,16 +231,13 @@ static int decode_arguments(const pllm_cuda_decode *decode, pllm_attend_argument
     return PLLM_OK;
 }
 
-/* Chunks side by side: as many as CTAs run at once if others follow within the same CTAs, whose
- * copies then never pause; but no CTA does more than CHUNKS_PER_CTA if that leaves more CTAs
- * waiting. */
-static uint32_t grid_chunks(uint64_t columns, uint32_t chunk_bound, uint32_t running)
+/* Chunks side by side, for about this many CTAs in all. */
+static uint32_t grid_chunks(uint64_t columns, uint32_t chunk_bound, uint64_t ctas)
 {
-    uint64_t each = (columns * chunk_bound + running - 1) / running;
-    if (each > CHUNKS_PER_CTA) each = CHUNKS_PER_CTA;
-    uint64_t chunks = (chunk_bound + each - 1) / each;
-    if (columns * chunks > GRID_CTAS) chunks = GRID_CTAS / columns + 1;
-    return (uint32_t)(chunks < GRID_MAX ? chunks : GRID_MAX);
+    uint64_t chunks = ctas / columns;
+    if (chunks == 0) chunks = 1;
+    if (chunks > GRID_MAX) chunks = GRID_MAX;
+    return chunk_bound < chunks ? chunk_bound : (uint32_t)chunks;
 }
 
 int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
@@ -244,23 +253,29 @@ int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
                            .dependent = decode->dependent};
     const pllm_kv_shape *shape = &decode->kv->shape;
     pllm_cuda_function *wide = NULL;
-    uint32_t per_sm = 4;
+    uint32_t per_sm = 4, tiles = a.group <= TILE_HEADS ? 1 : 2;
     for (uint32_t i = 0; i < FAST_KERNELS; i++)
         if (fast_kernels[i].format == shape->sealed && fast_kernels[i].head_dim == a.head_dim) {
-            function = attention->fast[i];
-            wide = attention->wide[i];
+            function = attention->fast[i][tiles - 1];
+            wide = attention->wide[i][tiles - 1];
             per_sm = fast_kernels[i].per_sm;
             grid.threads = DECODE_THREADS;
-            grid.shared_bytes = fast_shared_bytes(shape, 0);
-            a.head_tiles = (a.group + TILE_HEADS - 1) / TILE_HEADS;
+            grid.shared_bytes = fast_shared_bytes(shape, tiles, 0);
+            a.head_tiles = (a.group + CTA_HEADS - 1) / CTA_HEADS;
         }
     grid.x = a.kv_heads * a.head_tiles;
     uint64_t columns = (uint64_t)grid.x * grid.z;
-    grid.y = grid_chunks(columns, decode->chunk_bound, attention->sm_count * per_sm);
+    /* CTAs go on to chunks a grid's height further without a pause in their copies. That gains
+     * where instructions bind (quantised formats) and costs balance: so there one row gets the CTAs
+     * that run at once; everything else one a chunk, up to a number. */
+    int quantised = shape->sealed == PLLM_INT8 || shape->sealed == PLLM_INT4;
+    uint64_t at_once = (uint64_t)attention->sm_count * per_sm;
+    grid.y = grid_chunks(columns, decode->chunk_bound,
+                         quantised && decode->rows == 1 ? at_once : GRID_CTAS + columns);
     /* The same arithmetic in the same order, with more copies under way. */
     if (wide && columns * grid.y <= (uint64_t)attention->sm_count * WIDE_PER_SM) {
         function = wide;
-        grid.shared_bytes = fast_shared_bytes(shape, 1);
+        grid.shared_bytes = fast_shared_bytes(shape, tiles, 1);
     }
     void *arguments[] = {&a};
     return pllm_cuda_launch(attention->device, stream, function, &grid, arguments);

@@ -5,16 +5,16 @@
  * the chunk's 8; no barrier until their results are added up. A decode step is bound by memory, and
  * the tensor cores are used because they leave the rest of the SM idle, not for their speed.
  *
- * Exactness: m16n8k16 with the 8 query heads twice in the 16 rows, rows 0-7 the high halves of f32
- * values, rows 8-15 what rounding to a half left (22 bits in f16, 16 in bf16). Keys and values
- * enter as they are stored. So one multiply gives f32-like products for free, and a thread holds
- * both halves' sums of the same elements. The same for the weights p in the second product.
+ * Exactness: m16n8k16 with 4 query heads twice in the 8 columns: the high half of an f32 value and
+ * what rounding to a half left (22 bits in f16, 16 in bf16). Keys and values enter as they are
+ * stored. So one multiply gives f32-like products for free, and a thread holds the sums of both
+ * halves, which it adds. The same for the weights p in the second product.
  *
- *   scores [heads x tokens] = q [heads x channels] . K^T     p = 2^(score - max)
- *   out  [heads x channels] = p [heads x tokens] . V         (the fragment of scores is that of p)
+ *   scores [tokens x heads] = K [tokens x channels] . q^T        p = 2^(score - max)
+ *   out  [channels x heads] = V^T [channels x tokens] . p        (p is transposed in registers)
  *
  * Quantised keys: the channel's scale multiplies q (in half2, with the exact rounding error kept);
- * q . minimum is one more column. Values: the token's scale multiplies p, p . minimum is added to
+ * q . minimum is one more row. Values: the token's scale multiplies p, p . minimum is added to
  * all channels. Bytes and nibbles are halves already, subnormal ones: n * 2^-24, or n * 2^-20 for a
  * high nibble, which tensor cores multiply exactly; the sums take that power back. In their layout
  * a transposing ldmatrix gives pairs of tokens (keys) or channels (values) in one 16-bit element;
@@ -40,32 +40,36 @@ struct results {
     float max[WARPS + 1][HEADS], sum[WARPS + 1][HEADS];
 };
 
-/* to: of the lane's head. FORMAT: of the block; quantised ones' sums are in the units of bytes_ and
- * nibbles_to_halves. */
-template <int FORMAT, int HD>
-__device__ __forceinline__ void put_result(float *to, results *all, uint32_t entry, uint32_t group,
-                                           const float (&o)[HD / 8][4], float base, float max,
-                                           float sum)
+/* place(entry, head): where a result lies. FORMAT: of the block; quantised ones' sums are in the
+ * units of bytes_ and nibbles_to_halves. */
+template <int FORMAT, int HD, int TILES, typename PLACE>
+__device__ __forceinline__ void put_result(PLACE place, results *all, uint32_t entry,
+                                           uint32_t group, const float (&o)[TILES][HD / 16][4],
+                                           const float (&base)[TILES], const float (&max)[TILES],
+                                           const float (&sum)[TILES])
 {
-    uint32_t lane = threadIdx.x % 32, head = lane / 4, t = lane % 4;
-    if (head >= group) return;
+    uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int j = 0; j < HD / 8; j++) {
-        constexpr bool quantised = layout<FORMAT, HD>::quantised;
-        float unit = FORMAT == INT4 && j >= HD / 16 ? 0x1p20f : 0x1p24f;
-        float x = o[j][0] + o[j][2], y = o[j][1] + o[j][3];
-        if (quantised) {
-            x = fmaf(x, unit, base);
-            y = fmaf(y, unit, base);
-            to[j / 2 * 16 + 4 * t + j % 2] = x;
-            to[j / 2 * 16 + 4 * t + 2 + j % 2] = y;
-        } else {
-            *reinterpret_cast<float2 *>(to + 8 * j + 2 * t) = make_float2(x, y);
+    for (int i = 0; i < TILES; i++) {
+        uint32_t head = TILE * i + t;
+        if (head >= group) continue;
+        float *to = place(entry, head);
+#pragma unroll
+        for (int j = 0; j < HD / 16; j++) {
+            float unit = FORMAT == INT4 && j >= HD / 32 ? 0x1p20f : 0x1p24f;
+            float x = o[i][j][0] + o[i][j][1], y = o[i][j][2] + o[i][j][3];
+            if (layout<FORMAT, HD>::quantised) {
+                *reinterpret_cast<float2 *>(to + 16 * j + 2 * g) =
+                    make_float2(fmaf(x, unit, base[i]), fmaf(y, unit, base[i]));
+            } else {
+                to[16 * j + g] = x;
+                to[16 * j + 8 + g] = y;
+            }
         }
-    }
-    if (t == 0) {
-        all->max[entry][head] = max;
-        all->sum[entry][head] = sum;
+        if (g == 0) {
+            all->max[entry][head] = max[i];
+            all->sum[entry][head] = sum[i];
+        }
     }
 }
 
@@ -79,19 +83,20 @@ __device__ __forceinline__ void put_nothing(results *all, uint32_t entry)
 }
 
 /* What a CTA works on. */
-template <int HD> struct task {
+template <int HD, int TILES> struct task {
     row_work work;
     uint32_t row, kv_head, head_first, group;
     uint8_t *shared;
-    query<HD> *q;
+    query<HD, TILES> *q;
     results *all;
 };
 
 /* Adds up the warps' results in their order and writes the chunk's partials, four channels a
- * thread. place(entry, head): where a result lies. */
-template <int HD, typename PLACE>
-__device__ __forceinline__ void add_results(const pllm_attend_arguments &a, const task<HD> &task,
-                                            uint32_t chunk, PLACE place)
+ * thread. */
+template <int HD, int TILES, typename PLACE>
+__device__ __forceinline__ void add_results(const pllm_attend_arguments &a,
+                                            const task<HD, TILES> &task, uint32_t chunk,
+                                            PLACE place)
 {
     const results *all = task.all;
     for (uint32_t i = threadIdx.x; i < task.group * (HD / 4); i += THREADS) {
@@ -151,9 +156,9 @@ __device__ __forceinline__ uint32_t frame_of_block(const pllm_attend_arguments &
     return at<uint32_t>(a.table)[w.slot * a.table_stride + block];
 }
 
-template <int HD>
+template <int HD, int TILES>
 __device__ __forceinline__ block_view view_block(const pllm_attend_arguments &a,
-                                                 const task<HD> &task, uint32_t chunk, int i,
+                                                 const task<HD, TILES> &task, uint32_t chunk, int i,
                                                  uint32_t frame)
 {
     const row_work &w = task.work;
@@ -171,17 +176,17 @@ __device__ __forceinline__ block_view view_block(const pllm_attend_arguments &a,
 
 /* ---- plain formats ---- */
 
-template <int FORMAT, int HD>
-__device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a, const task<HD> &task,
-                                             uint32_t chunk)
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a,
+                                             const task<HD, TILES> &task, uint32_t chunk)
 {
     using L = layout<FORMAT, HD>;
-    uint32_t warp = threadIdx.x / 32, head = threadIdx.x % 32 / 4;
+    uint32_t warp = threadIdx.x / 32;
     uint32_t slot[2] = {shared_address(task.shared + warp * L::warp),
                         shared_address(task.shared + warp * L::warp) + L::slot};
-    auto place = [&](uint32_t entry, uint32_t of_head) {
+    auto place = [&](uint32_t entry, uint32_t head) {
         return reinterpret_cast<float *>(task.shared + entry % WARPS * L::warp + L::slot) +
-               of_head * L::out_stride;
+               head * L::out_stride;
     };
     block_view b[2];
 #pragma unroll
@@ -203,7 +208,7 @@ __device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a, con
         uint32_t next = chunk + gridDim.y, frame[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) frame[i] = frame_of_block(a, task.work, next, i);
-        float s[2][4][2], top = MINUS_INFINITY;
+        float s[2][TILES][2][2], max[TILES], sum[TILES], base[TILES] = {};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (b[0].open)
@@ -211,16 +216,15 @@ __device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a, con
             else
                 copy_wait<1>();
             if (b[i].slice) {
-                scores_plain<FORMAT, HD>(slot[i], task.q, s[i]);
+                scores_plain<FORMAT>(slot[i], task.q, s[i]);
                 __syncwarp();
                 copy_plain_values<HD>(slot[i], b[i].slice, b[i].end);
             }
             copy_commit();
-            top = fmaxf(top, mask_and_top<false>(s[i], b[i].first, b[i].end));
         }
-        float max = top - L::p_exponent;
-        float sum = quad_sum(to_weights(s[0], max) + to_weights(s[1], max));
-        float o[HD / 8][4] = {};
+        const uint32_t first[2] = {b[0].first, b[1].first}, end[2] = {b[0].end, b[1].end};
+        softmax<L::p_exponent, false>(s, first, end, max, sum);
+        float o[TILES][HD / 16][4] = {};
         copy_wait<1>();
         if (b[0].slice) values_plain<FORMAT, HD>(slot[0], s[0], o);
         __syncwarp();
@@ -232,12 +236,11 @@ __device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a, con
         if (b[1].slice) values_plain<FORMAT, HD>(slot[1], s[1], o);
         __syncwarp();
         if (some)
-            put_result<FORMAT, HD>(place(warp, head), task.all, warp, task.group, o, 0.0f, max,
-                                   sum);
+            put_result<FORMAT, HD>(place, task.all, warp, task.group, o, base, max, sum);
         else
             put_nothing(task.all, warp);
         __syncthreads();
-        add_results<HD>(a, task, chunk, place);
+        add_results(a, task, chunk, place);
         if (next >= task.work.chunk_end) return;
         __syncthreads(); /* slot 1 has been read */
         b[1] = view_block(a, task, next, 1, frame[1]);
@@ -249,18 +252,18 @@ __device__ __forceinline__ void attend_plain(const pllm_attend_arguments &a, con
 
 /* The same sums with three slots: keys 0, keys 1 and values 0 start at once, values 1 when keys 0
  * have been used. */
-template <int FORMAT, int HD>
-__device__ __forceinline__ void attend_wide(const pllm_attend_arguments &a, const task<HD> &task,
-                                            uint32_t chunk)
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void attend_wide(const pllm_attend_arguments &a,
+                                            const task<HD, TILES> &task, uint32_t chunk)
 {
     using L = layout<FORMAT, HD, true>;
-    uint32_t warp = threadIdx.x / 32, head = threadIdx.x % 32 / 4;
+    uint32_t warp = threadIdx.x / 32;
     uint32_t slot = shared_address(task.shared + warp * L::warp);
-    auto place = [&](uint32_t entry, uint32_t of_head) {
+    auto place = [&](uint32_t entry, uint32_t head) {
         return reinterpret_cast<float *>(task.shared + entry % WARPS * L::warp + L::slot) +
-               of_head * L::out_stride;
+               head * L::out_stride;
     };
-    bool first = true;
+    bool early = true; /* the kernel before may still run */
     for (; chunk < task.work.chunk_end; chunk += gridDim.y) {
         block_view b[2];
 #pragma unroll
@@ -270,7 +273,7 @@ __device__ __forceinline__ void attend_wide(const pllm_attend_arguments &a, cons
         copy_commit();
         if (b[1].slice && !b[1].open) copy_plain_keys<HD>(slot + L::slot, b[1].slice, BLOCK);
         if (b[0].slice && !b[0].open) copy_plain_values<HD>(slot + 2 * L::slot, b[0].slice, BLOCK);
-        if (first) wait_for_kernel_before();
+        if (early) wait_for_kernel_before();
 #pragma unroll
         for (int i = 0; i < 2; i++)
             if (b[i].slice && b[i].open)
@@ -278,40 +281,36 @@ __device__ __forceinline__ void attend_wide(const pllm_attend_arguments &a, cons
         if (b[0].slice && b[0].open)
             copy_plain_values<HD>(slot + 2 * L::slot, b[0].slice, b[0].end);
         copy_commit();
-        if (first) {
+        if (early) {
             if (warp == 0) put_nothing(task.all, WARPS);
             prepare_q<FORMAT, HD, L::q_exponent>(a, task.row, task.head_first, task.group, task.q);
         }
-        first = false;
+        early = false;
         /* Under way: keys 0 | keys 1, values 0. */
-        float s[2][4][2], top = MINUS_INFINITY;
+        float s[2][TILES][2][2], max[TILES], sum[TILES], base[TILES] = {};
         if (b[0].open)
             copy_wait<0>();
         else
             copy_wait<1>();
-        if (b[0].slice) scores_plain<FORMAT, HD>(slot, task.q, s[0]);
+        if (b[0].slice) scores_plain<FORMAT>(slot, task.q, s[0]);
         __syncwarp();
         if (b[1].slice) copy_plain_values<HD>(slot, b[1].slice, b[1].end);
         copy_commit();
         copy_wait<1>();
-        if (b[1].slice) scores_plain<FORMAT, HD>(slot + L::slot, task.q, s[1]);
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            top = fmaxf(top, mask_and_top<false>(s[i], b[i].first, b[i].end));
-        float max = top - L::p_exponent;
-        float sum = quad_sum(to_weights(s[0], max) + to_weights(s[1], max));
-        float o[HD / 8][4] = {};
+        if (b[1].slice) scores_plain<FORMAT>(slot + L::slot, task.q, s[1]);
+        const uint32_t first[2] = {b[0].first, b[1].first}, end[2] = {b[0].end, b[1].end};
+        softmax<L::p_exponent, false>(s, first, end, max, sum);
+        float o[TILES][HD / 16][4] = {};
         if (b[0].slice) values_plain<FORMAT, HD>(slot + 2 * L::slot, s[0], o);
         copy_wait<0>();
         if (b[1].slice) values_plain<FORMAT, HD>(slot, s[1], o);
         __syncwarp();
         if (b[0].slice || b[1].slice)
-            put_result<FORMAT, HD>(place(warp, head), task.all, warp, task.group, o, 0.0f, max,
-                                   sum);
+            put_result<FORMAT, HD>(place, task.all, warp, task.group, o, base, max, sum);
         else
             put_nothing(task.all, warp);
         __syncthreads();
-        add_results<HD>(a, task, chunk, place);
+        add_results(a, task, chunk, place);
         __syncthreads();
     }
 }
@@ -337,12 +336,12 @@ __device__ __forceinline__ void copy_sealed_values(uint32_t slot, uint64_t slice
         slot + L::values + L::half_slice, slice + 2 * L::half_slice + L::key_scales, BLOCK);
 }
 
-template <int FORMAT, int HD>
+template <int FORMAT, int HD, int TILES>
 __device__ __forceinline__ void attend_quantised(const pllm_attend_arguments &a,
-                                                 const task<HD> &task, uint32_t chunk)
+                                                 const task<HD, TILES> &task, uint32_t chunk)
 {
     using L = layout<FORMAT, HD>;
-    uint32_t warp = threadIdx.x / 32, head = threadIdx.x % 32 / 4;
+    uint32_t warp = threadIdx.x / 32;
     uint32_t slot[2] = {shared_address(task.shared + warp * L::warp),
                         shared_address(task.shared + warp * L::warp) + L::slot};
     /* The row's last block, its warp, and the place of its keys, then values, then result. */
@@ -388,7 +387,8 @@ __device__ __forceinline__ void attend_quantised(const pllm_attend_arguments &a,
         uint32_t next = chunk + gridDim.y, frame[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) frame[i] = frame_of_block(a, task.work, next, i);
-        float s[2][4][2], p_open[4][2], open_max, open_sum;
+        float s[2][TILES][2][2], s_open[TILES][2][2], max[TILES], sum[TILES], base[TILES] = {};
+        float open_max[TILES], open_sum[TILES];
         bool open = chunk == open_chunk && warp == open_warp;
         if (open) {
             block_view v = open_slot ? b[1] : b[0];
@@ -397,53 +397,54 @@ __device__ __forceinline__ void attend_quantised(const pllm_attend_arguments &a,
             b[0].end = open_slot ? b[0].end : 0;
             b[1].end = open_slot ? 0 : b[1].end;
             copy_wait<0>();
-            scores_plain<F16, HD>(shared_address(open_place), task.q, p_open);
+            scores_plain<F16>(shared_address(open_place), task.q, s_open);
             __syncwarp();
             copy_plain_values<HD>(shared_address(open_place), v.slice, v.end);
-            open_max = mask_and_top<false>(p_open, v.first, v.end) - L::p_exponent;
-            open_sum = quad_sum(to_weights(p_open, open_max));
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                open_max[i] =
+                    head_top(mask_and_top<false>(s_open[i], v.first, v.end)) - L::p_exponent;
+                open_sum[i] = head_sum(to_weights(s_open[i], open_max[i]));
+            }
         }
         copy_commit();
         copy_wait<5>();
-        if (b[0].slice) scores_quantised<FORMAT, HD>(slot[0], task.q, s[0]);
+        if (b[0].slice) scores_quantised<FORMAT>(slot[0], task.q, s[0]);
         copy_wait<4>();
-        if (b[1].slice) scores_quantised<FORMAT, HD>(slot[1], task.q, s[1]);
+        if (b[1].slice) scores_quantised<FORMAT>(slot[1], task.q, s[1]);
         __syncwarp();
-        float max = fmaxf(mask_and_top<true>(s[0], b[0].first, b[0].end),
-                          mask_and_top<true>(s[1], b[1].first, b[1].end)) -
-                    L::p_exponent;
         bool seen[2] = {b[0].slice != 0, b[1].slice != 0};
+        const uint32_t first[2] = {b[0].first, b[1].first}, end[2] = {b[0].end, b[1].end};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             b[i] = view_block(a, task, next, i, frame[i]);
             if (b[i].slice && !b[i].open) copy_sealed_keys<FORMAT, HD>(slot[i], b[i].slice);
             copy_commit();
         }
-        float sum = quad_sum(to_weights(s[0], max) + to_weights(s[1], max)), base = 0;
+        softmax<L::p_exponent, true>(s, first, end, max, sum);
         {
-            float o[HD / 8][4] = {};
+            float o[TILES][HD / 16][4] = {};
             copy_wait<5>();
             if (seen[0]) values_quantised<FORMAT, HD>(slot[0], s[0], o, base);
             copy_wait<4>();
             if (seen[1]) values_quantised<FORMAT, HD>(slot[1], s[1], o, base);
-            base = quad_sum(base);
+#pragma unroll
+            for (int i = 0; i < TILES; i++) base[i] = head_sum(base[i]);
             __syncwarp();
             if (seen[0] || seen[1])
-                put_result<FORMAT, HD>(place(warp, head), task.all, warp, task.group, o, base, max,
-                                       sum);
+                put_result<FORMAT, HD>(place, task.all, warp, task.group, o, base, max, sum);
             else
                 put_nothing(task.all, warp);
         }
         if (open) {
-            float o[HD / 8][4] = {};
+            float o[TILES][HD / 16][4] = {};
             copy_wait<0>();
-            values_plain<F16, HD>(shared_address(open_place), p_open, o);
+            values_plain<F16, HD>(shared_address(open_place), s_open, o);
             __syncwarp();
-            put_result<F16, HD>(place(WARPS, head), task.all, WARPS, task.group, o, 0.0f, open_max,
-                                open_sum);
+            put_result<F16, HD>(place, task.all, WARPS, task.group, o, base, open_max, open_sum);
         }
         __syncthreads();
-        add_results<HD>(a, task, chunk, place);
+        add_results(a, task, chunk, place);
         if (next >= task.work.chunk_end) return;
         __syncthreads(); /* the places of values have been read */
 #pragma unroll
@@ -462,49 +463,56 @@ __device__ __forceinline__ void attend_quantised(const pllm_attend_arguments &a,
 
 /* ---- the kernels ---- */
 
-/* Grid: x: KV head and tile of 8 query heads, y: chunks, in strides of the grid, z: rows. */
-template <int FORMAT, int HD, bool WIDE>
+/* Grid: x: KV head and tile of up to 8 query heads, y: chunks, in strides of the grid, z: rows. */
+template <int FORMAT, int HD, int TILES, bool WIDE>
 __device__ __forceinline__ void attend(const pllm_attend_arguments &a)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     uint32_t tile = blockIdx.x % a.head_tiles;
-    task<HD> task;
+    task<HD, TILES> task;
     task.row = blockIdx.z;
     task.kv_head = blockIdx.x / a.head_tiles;
     task.head_first = task.kv_head * a.group + tile * HEADS;
     task.group = min(a.group - tile * HEADS, (uint32_t)HEADS);
     task.shared = shared;
-    task.q = reinterpret_cast<query<HD> *>(shared + layout<FORMAT, HD, WIDE>::blocks);
+    task.q = reinterpret_cast<query<HD, TILES> *>(shared + layout<FORMAT, HD, WIDE>::blocks);
     task.all = reinterpret_cast<results *>(task.q + 1);
     task.work = row_work_of(a, task.row);
     uint32_t chunk = task.work.chunk_first + blockIdx.y;
     if (chunk >= task.work.chunk_end)
         wait_for_kernel_before(); /* a kernel after this one counts on that one having ended */
     else if (FORMAT == INT8 || FORMAT == INT4)
-        attend_quantised<FORMAT, HD>(a, task, chunk);
+        attend_quantised<FORMAT>(a, task, chunk);
     else if (WIDE)
-        attend_wide<FORMAT, HD>(a, task, chunk);
+        attend_wide<FORMAT>(a, task, chunk);
     else
-        attend_plain<FORMAT, HD>(a, task, chunk);
+        attend_plain<FORMAT>(a, task, chunk);
 }
 
-#define KERNEL(NAME, FORMAT, HD, WIDE, CTAS)                                \
+#define KERNEL(NAME, FORMAT, HD, TILES, WIDE, CTAS)                         \
     extern "C" __global__ void __launch_bounds__(THREADS, CTAS)             \
         pllm_attend_##NAME(const __grid_constant__ pllm_attend_arguments a) \
     {                                                                       \
-        attend<FORMAT, HD, WIDE>(a);                                        \
+        attend<FORMAT, HD, TILES, WIDE>(a);                                 \
     }
+/* For groups of up to 4 heads, of up to 8; and for grids that leave room, with a slot more a warp.
+ */
+#define KERNELS(NAME, FORMAT, HD, CTAS)          \
+    KERNEL(NAME##_4, FORMAT, HD, 1, false, CTAS) \
+    KERNEL(NAME##_8, FORMAT, HD, 2, false, CTAS)
+#define KERNELS_WIDE(NAME, FORMAT, HD)            \
+    KERNEL(NAME##_4_wide, FORMAT, HD, 1, true, 2) \
+    KERNEL(NAME##_8_wide, FORMAT, HD, 2, true, 2)
 
-KERNEL(f16_64, F16, 64, false, 4)
-KERNEL(f16_128, F16, 128, false, 3)
-KERNEL(bf16_64, BF16, 64, false, 4)
-KERNEL(bf16_128, BF16, 128, false, 3)
-KERNEL(int8_64, INT8, 64, false, 4)
-KERNEL(int8_128, INT8, 128, false, 3)
-KERNEL(int4_64, INT4, 64, false, 4)
-KERNEL(int4_128, INT4, 128, false, 4)
-/* For grids that leave room: a slot more a warp. */
-KERNEL(f16_64_wide, F16, 64, true, 2)
-KERNEL(f16_128_wide, F16, 128, true, 2)
-KERNEL(bf16_64_wide, BF16, 64, true, 2)
-KERNEL(bf16_128_wide, BF16, 128, true, 2)
+KERNELS(f16_64, F16, 64, 4)
+KERNELS(f16_128, F16, 128, 3)
+KERNELS(bf16_64, BF16, 64, 4)
+KERNELS(bf16_128, BF16, 128, 3)
+KERNELS(int8_64, INT8, 64, 4)
+KERNELS(int8_128, INT8, 128, 3)
+KERNELS(int4_64, INT4, 64, 4)
+KERNELS(int4_128, INT4, 128, 4)
+KERNELS_WIDE(f16_64, F16, 64)
+KERNELS_WIDE(f16_128, F16, 128)
+KERNELS_WIDE(bf16_64, BF16, 64)
+KERNELS_WIDE(bf16_128, BF16, 128)

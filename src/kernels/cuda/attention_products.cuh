@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/attention_device.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, HEADS = 8 };
+enum { WARPS = 4, THREADS = 32 * WARPS, TILE = 4 /* heads of one multiply */, HEADS = 8 };
 
 template <int FORMAT, int HD, bool WIDE = false> struct layout {
     static constexpr int bits = FORMAT == INT4 ? 4 : FORMAT == INT8 ? 8 : 16;
@@ -101,27 +101,28 @@ __device__ __forceinline__ void copy_plain_values(uint32_t to, uint64_t slice, u
     copy_pieces<BLOCK * HD / 8, HD / 8, plain_values<HD>>(to, slice + BLOCK * HD * 2, rows_valid);
 }
 
-/* ---- q ---- */
+/* ---- q: a lane is group g = lane / 4 of 8 and thread t = lane % 4 of its four ---- */
 
-/* Fragments of the query heads, by step of 16 channels and lane: high and low halves of channels
- * c, c + 1, then of c + 2, c + 3, where c = 32 (step / 2) + 8 (lane % 4) + 4 (step % 2): a lane's 8
- * channels of two steps lie side by side in memory. factor: from sums of products to scores. */
-template <int HD> struct query {
-    uint4 fragment[HD / 16][32];
+/* Column g of a multiply's 8 is head g / 2 of a tile of four: its high half (g even) or its low
+ * one. Fragments by 32 channels, tile and lane: channels 8t, 8t + 1 | 8t + 2, .. | 8t + 4, .. | 8t
+ * + 6, .. of the 32: the first two words are one step of 16 channels, the others the next. A lane's
+ * 8 channels lie side by side in memory. factor: from sums of products to scores in the log2
+ * domain. */
+template <int HD, int TILES> struct query {
+    uint4 fragment[HD / 32][TILES][32];
     float top[WARPS][HEADS], factor[HEADS];
 };
 
-/* Ends with a barrier. Warp i does channels 32i..32i+31. */
-template <int FORMAT, int HD, int EXPONENT>
+/* Ends with a barrier. Warp i does channels 32i..32i+31; a lane 8 of them of head g. */
+template <int FORMAT, int HD, int EXPONENT, int TILES>
 __device__ __forceinline__ void prepare_q(const pllm_attend_arguments &a, uint32_t row,
-                                          uint32_t head_first, uint32_t group, query<HD> *to)
+                                          uint32_t head_first, uint32_t group, query<HD, TILES> *to)
 {
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = lane / 4;
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = lane / 4, t = lane % 4;
     float4 x = make_float4(0, 0, 0, 0), y = x;
     if (warp < HD / 32 && head < group) {
-        const float4 *from =
-            at<float4>(a.q + 4 * (row * a.q_stride + (uint64_t)(head_first + head) * HD +
-                                  32 * warp + 8 * (lane % 4)));
+        const float4 *from = at<float4>(
+            a.q + 4 * (row * a.q_stride + (uint64_t)(head_first + head) * HD + 32 * warp + 8 * t));
         x = from[0];
         y = from[1];
     }
@@ -129,7 +130,7 @@ __device__ __forceinline__ void prepare_q(const pllm_attend_arguments &a, uint32
                       fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    if (lane % 4 == 0) to->top[warp][head] = top;
+    if (t == 0) to->top[warp][head] = top;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < WARPS; i++) top = fmaxf(top, to->top[i][head]);
@@ -137,28 +138,20 @@ __device__ __forceinline__ void prepare_q(const pllm_attend_arguments &a, uint32
     int raise = EXPONENT + 126 - (int)(__float_as_uint(top) >> 23);
     raise = top > 0 ? min(max(raise, -126), 126) : 0;
     float up = __uint_as_float((uint32_t)(raise + 127) << 23);
-    if (warp == 0 && lane % 4 == 0)
+    if (warp == 0 && t == 0)
         to->factor[head] = a.scale * __uint_as_float((uint32_t)(127 - raise) << 23);
-    if (warp < HD / 32) {
-        uint4 q;
-        split<FORMAT>(x.x * up, x.y * up, q.x, q.y);
-        split<FORMAT>(x.z * up, x.w * up, q.z, q.w);
-        to->fragment[2 * warp][lane] = q;
-        split<FORMAT>(y.x * up, y.y * up, q.x, q.y);
-        split<FORMAT>(y.z * up, y.w * up, q.z, q.w);
-        to->fragment[2 * warp + 1][lane] = q;
+    if (warp < HD / 32 && head < TILE * TILES) {
+        uint4 high, low;
+        split<FORMAT>(x.x * up, x.y * up, high.x, low.x);
+        split<FORMAT>(x.z * up, x.w * up, high.y, low.y);
+        split<FORMAT>(y.x * up, y.y * up, high.z, low.z);
+        split<FORMAT>(y.z * up, y.w * up, high.w, low.w);
+        uint4 *at_tile = to->fragment[warp][head / TILE];
+        at_tile[head % TILE * 8 + t] = high;
+        at_tile[head % TILE * 8 + 4 + t] = low;
     }
     __syncthreads();
 }
-
-__device__ __forceinline__ void get_fragment(const uint4 &from, uint32_t (&q)[4])
-{
-    uint4 x = from;
-    q[0] = x.x, q[1] = x.y, q[2] = x.z, q[3] = x.w;
-}
-
-/* ---- products of plain blocks: token 8n + 2t + e is s[n][e], channel 8j + 2t + e is o[j][e] ----
- */
 
 __device__ __forceinline__ uint4 shared_quad(uint32_t address)
 {
@@ -170,59 +163,97 @@ __device__ __forceinline__ uint4 shared_quad(uint32_t address)
     return x;
 }
 
-template <int FORMAT, int HD>
-__device__ __forceinline__ void scores_plain(uint32_t keys, const query<HD> *query,
-                                             float (&s)[4][2])
+__device__ __forceinline__ uint32_t shared_word(uint32_t address)
+{
+    uint32_t x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+
+/* p of tokens g as a fragment of the second product: high and low halves of head t are columns 2t
+ * and 2t + 1 of row g; the transpose has tokens 2t, 2t + 1 of column g in a lane. */
+template <int FORMAT> __device__ __forceinline__ uint32_t p_fragment(float p)
+{
+    uint32_t pair, transposed;
+    if (FORMAT == BF16) {
+        __nv_bfloat16 high = __float2bfloat16_rn(p);
+        __nv_bfloat162 both = __floats2bfloat162_rn(p, p - __bfloat162float(high));
+        pair = *reinterpret_cast<uint32_t *>(&both);
+    } else {
+        __half high = __float2half_rn(p);
+        pair = as_bits(__floats2half2_rn(p, p - __half2float(high)));
+    }
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+    return transposed;
+}
+
+/* ---- products of plain blocks ----
+ * Scores of head 4i + t: token 16m + 8h + g is s[i][m][h]. Sums: channels 16j + g and 16j + 8 + g
+ * are o[i][j][0] + o[i][j][1] and o[i][j][2] + o[i][j][3]. */
+
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void scores_plain(uint32_t keys, const query<HD, TILES> *query,
+                                             float (&s)[TILES][2][2])
 {
     uint32_t lane = threadIdx.x % 32;
     uint32_t at_even = keys + 16 * plain_keys<HD>::place(lane / 4 * (HD / 8) + lane % 4);
     uint32_t at_odd = keys + 16 * plain_keys<HD>::place(lane / 4 * (HD / 8) + lane % 4 + 4);
-    float c[4][4] = {};
+    float c[TILES][2][2][4] = {}; /* two chains, of every other step */
 #pragma unroll
-    for (int k = 0; k < HD / 32; k++) {
-        uint32_t q0[4], q1[4];
-        get_fragment(query->fragment[2 * k][lane], q0);
-        get_fragment(query->fragment[2 * k + 1][lane], q1);
+    for (int k = 0; k < HD / 32; k++)
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            uint4 x = shared_quad((k % 2 ? at_odd : at_even) + k / 2 * 128 + n * 16 * HD);
-            multiply<FORMAT>(c[n], q0, x.x, x.y);
-            multiply<FORMAT>(c[n], q1, x.z, x.w);
+        for (int m = 0; m < 2; m++) {
+            uint32_t from = (k % 2 ? at_odd : at_even) + k / 2 * 128 + m * 32 * HD;
+            uint4 x = shared_quad(from), y = shared_quad(from + 16 * HD);
+            const uint32_t a0[4] = {x.x, y.x, x.y, y.y}, a1[4] = {x.z, y.z, x.w, y.w};
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                uint4 q = query->fragment[k][i][lane];
+                multiply<FORMAT>(c[i][m][0], a0, q.x, q.y);
+                multiply<FORMAT>(c[i][m][1], a1, q.z, q.w);
+            }
         }
-    }
-    float factor = query->factor[lane / 4];
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-        s[n][0] = (c[n][0] + c[n][2]) * factor;
-        s[n][1] = (c[n][1] + c[n][3]) * factor;
+    for (int i = 0; i < TILES; i++) {
+        float factor = query->factor[TILE * i + lane % 4];
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                s[i][m][h] = ((c[i][m][0][2 * h] + c[i][m][1][2 * h]) +
+                              (c[i][m][0][2 * h + 1] + c[i][m][1][2 * h + 1])) *
+                             factor;
     }
 }
 
-template <int FORMAT, int HD>
-__device__ __forceinline__ void values_plain(uint32_t values, const float (&p)[4][2],
-                                             float (&o)[HD / 8][4])
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void values_plain(uint32_t values, const float (&p)[TILES][2][2],
+                                             float (&o)[TILES][HD / 16][4])
 {
     constexpr int pieces = HD / 8;
     uint32_t lane = threadIdx.x % 32;
     uint32_t first = values + 16 * plain_values<HD>::place(lane % 16 * pieces + lane / 16);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        uint32_t w[4];
-        split<FORMAT>(p[2 * k][0], p[2 * k][1], w[0], w[1]);
-        split<FORMAT>(p[2 * k + 1][0], p[2 * k + 1][1], w[2], w[3]);
+        uint32_t w[TILES][2];
 #pragma unroll
-        for (int j = 0; j < HD / 8; j += 2) {
+        for (int i = 0; i < TILES; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) w[i][h] = p_fragment<FORMAT>(p[i][k][h]);
+#pragma unroll
+        for (int j = 0; j < HD / 16; j++) {
             uint32_t r[4];
-            load_matrices_transposed(r, (first ^ 16 * (j % 8)) + 16 * (j / 8 * 8) +
-                                            k * 16 * pieces * 16);
-            multiply<FORMAT>(o[j], w, r[0], r[1]);
-            multiply<FORMAT>(o[j + 1], w, r[2], r[3]);
+            load_matrices_transposed(r,
+                                     (first ^ 32 * (j % 4)) + 128 * (j / 4) + k * 16 * pieces * 16);
+            const uint32_t v[4] = {r[0], r[2], r[1], r[3]};
+#pragma unroll
+            for (int i = 0; i < TILES; i++) multiply<FORMAT>(o[i][j], v, w[i][0], w[i][1]);
         }
     }
 }
 
-/* ---- products of quantised blocks: token 16j + 4t + 2e + i is s[2j + i][e], likewise channels
- * ---- */
+/* ---- products of quantised blocks ----
+ * Token 16m + 2g + h is s[i][m][h]; channels 16j + 2g and 16j + 2g + 1 are o[i][j]'s two sums. */
 
 /* Bytes 0, 2 (even) or 1, 3 of x as two halves: times 2^-24, as the bits of subnormals. */
 __device__ __forceinline__ uint32_t bytes_to_halves(uint32_t x, int odd)
@@ -236,99 +267,114 @@ __device__ __forceinline__ uint32_t nibbles_to_halves(uint32_t x, int high)
     return high ? x & 0x00f000f0 : x & 0x000f000f;
 }
 
-__device__ __forceinline__ uint2 shared_pair(uint32_t address)
+/* 16 rows (tokens 2g, then 2g + 1; or channels) by 16 steps (x, then y) as a fragment. */
+template <int FORMAT>
+__device__ __forceinline__ void unpack(uint32_t x, uint32_t y, int high, uint32_t (&a)[4])
 {
-    uint2 x;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                 : "=r"(x.x), "=r"(x.y)
-                 : "r"(address)
-                 : "memory");
-    return x;
+    a[0] = FORMAT == INT8 ? bytes_to_halves(x, 0) : nibbles_to_halves(x, high);
+    a[1] = FORMAT == INT8 ? bytes_to_halves(x, 1) : nibbles_to_halves(x >> 8, high);
+    a[2] = FORMAT == INT8 ? bytes_to_halves(y, 0) : nibbles_to_halves(y, high);
+    a[3] = FORMAT == INT8 ? bytes_to_halves(y, 1) : nibbles_to_halves(y >> 8, high);
 }
 
-/* q times the channels' scales d0, d1; what rounding took from the high half goes to the low one.
- */
-__device__ __forceinline__ void scale_q(const uint32_t (&q)[4], uint32_t d0, uint32_t d1,
-                                        uint32_t (&scaled)[4])
+/* Two channels of q times their scales d. A column of high halves is q * d rounded; a column of low
+ * ones, low * d and what that rounding lost. own: the column's q; high: its head's high halves. */
+__device__ __forceinline__ uint32_t scale_q(uint32_t own, uint32_t high, uint32_t d,
+                                            uint32_t low_mask)
 {
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        __half2 d = as_half2(i ? d1 : d0), high = __hmul2_rn(as_half2(q[i]), d);
-        __half2 lost = __hfma2(as_half2(q[i]), d, __hneg2(high));
-        scaled[i] = as_bits(high);
-        scaled[i + 1] = as_bits(__hfma2(as_half2(q[i + 1]), d, lost));
-    }
+    __half2 rounded = __hmul2_rn(as_half2(high), as_half2(d));
+    __half2 lost = __hfma2(as_half2(high), as_half2(d), __hneg2(rounded));
+    return as_bits(__hfma2(as_half2(own), as_half2(d), as_half2(as_bits(lost) & low_mask)));
 }
 
-template <int FORMAT, int HD>
-__device__ __forceinline__ void scores_quantised(uint32_t slot, const query<HD> *query,
-                                                 float (&s)[4][2])
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void scores_quantised(uint32_t slot, const query<HD, TILES> *query,
+                                                 float (&s)[TILES][2][2])
 {
     using L = layout<FORMAT, HD>;
     uint32_t lane = threadIdx.x % 32, r = lane % 8, m = lane / 8;
     uint32_t scale = slot + L::half_slice + 16 * (lane % 4), minimum = scale + 2 * HD;
+    uint32_t low_mask = lane & 4 ? ~0u : 0;
     /* Row r of matrix m: channel 8 (r / 2) + 2m + r % 2 of 32 (int4), of the next 32 two (int8,
      * where matrices 2 and 3 hold tokens 16 and on). */
     uint32_t channel = r / 2 * 8 + r % 2 + 2 * (FORMAT == INT8 ? m % 2 : m);
     uint32_t piece = FORMAT == INT8 ? 2 * channel + m / 2 : channel;
     uint32_t first = slot + 16 * quantised_keys<FORMAT>::place(piece);
-    float c[4][4] = {}, least[4] = {};
+    float c[TILES][2][2][4] = {}, least[TILES][4] = {};
 #pragma unroll
     for (int k = 0; k < HD / 32; k++) {
         uint4 dd = shared_quad(scale + 64 * k), mm = shared_quad(minimum + 64 * k);
         const uint32_t d[4] = {dd.x, dd.y, dd.z, dd.w}, low[4] = {mm.x, mm.y, mm.z, mm.w};
-        uint32_t x[4];
-        if (FORMAT == INT4) load_matrices_transposed(x, first + 512 * k);
+        uint32_t x[2][4]; /* by step of 16 channels */
+        if (FORMAT == INT8) {
+            load_matrices_transposed(x[0], first + 1024 * k);
+            load_matrices_transposed(x[1], first + 1024 * k + 128);
+        } else {
+            load_matrices_transposed(x[0], first + 512 * k);
+            x[1][0] = x[0][2];
+            x[1][1] = x[0][3];
+        }
 #pragma unroll
-        for (int kk = 0; kk < 2; kk++) {
-            uint32_t q[4], scaled[4];
-            get_fragment(query->fragment[2 * k + kk][lane], q);
-            scale_q(q, d[2 * kk], d[2 * kk + 1], scaled);
-            if (FORMAT == INT8) load_matrices_transposed(x, first + 1024 * k + 128 * kk);
+        for (int i = 0; i < TILES; i++) {
+            uint4 own4 = query->fragment[k][i][lane], high4 = query->fragment[k][i][lane & ~4];
+            const uint32_t own[4] = {own4.x, own4.y, own4.z, own4.w};
+            const uint32_t high[4] = {high4.x, high4.y, high4.z, high4.w};
 #pragma unroll
-            for (int j = 0; j < 2; j++)
+            for (int kk = 0; kk < 2; kk++) {
+                uint32_t q0 = scale_q(own[2 * kk], high[2 * kk], d[2 * kk], low_mask);
+                uint32_t q1 = scale_q(own[2 * kk + 1], high[2 * kk + 1], d[2 * kk + 1], low_mask);
 #pragma unroll
-                for (int i = 0; i < 2; i++)
+                for (int j = 0; j < 2; j++) {
+                    uint32_t a[4];
                     if (FORMAT == INT8)
-                        multiply<F16>(c[2 * j + i], scaled, bytes_to_halves(x[2 * j], i),
-                                      bytes_to_halves(x[2 * j + 1], i));
+                        unpack<FORMAT>(x[kk][2 * j], x[kk][2 * j + 1], 0, a);
                     else
-                        multiply<F16>(c[2 * j + i], scaled,
-                                      nibbles_to_halves(x[2 * kk] >> 8 * i, j),
-                                      nibbles_to_halves(x[2 * kk + 1] >> 8 * i, j));
-            multiply<F16>(least, q, low[2 * kk], low[2 * kk + 1]);
+                        unpack<FORMAT>(x[kk][0], x[kk][1], j, a);
+                    multiply<F16>(c[i][j][kk], a, q0, q1);
+                }
+                const uint32_t lows[4] = {low[2 * kk], low[2 * kk], low[2 * kk + 1],
+                                          low[2 * kk + 1]};
+                multiply<F16>(least[i], lows, own[2 * kk], own[2 * kk + 1]);
+            }
         }
     }
-    float factor = query->factor[lane / 4];
-    float base = (least[0] + least[2]) * factor; /* every column is the same */
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-        float unit = factor * (FORMAT == INT4 && n / 2 ? 0x1p20f : 0x1p24f);
-        s[n][0] = fmaf(c[n][0] + c[n][2], unit, base);
-        s[n][1] = fmaf(c[n][1] + c[n][3], unit, base);
+    for (int i = 0; i < TILES; i++) {
+        float factor = query->factor[TILE * i + lane % 4];
+        float base = (least[i][0] + least[i][1]) * factor; /* every row is the same */
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float unit = factor * (FORMAT == INT4 && j ? 0x1p20f : 0x1p24f);
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                s[i][j][h] = fmaf((c[i][j][0][2 * h] + c[i][j][1][2 * h]) +
+                                      (c[i][j][0][2 * h + 1] + c[i][j][1][2 * h + 1]),
+                                  unit, base);
+        }
     }
 }
 
 /* base: the lane's part of the sum of p * minimum. */
-template <int FORMAT, int HD>
-__device__ __forceinline__ void values_quantised(uint32_t slot, const float (&p)[4][2],
-                                                 float (&o)[HD / 8][4], float &base)
+template <int FORMAT, int HD, int TILES>
+__device__ __forceinline__ void values_quantised(uint32_t slot, const float (&p)[TILES][2][2],
+                                                 float (&o)[TILES][HD / 16][4],
+                                                 float (&base)[TILES])
 {
     using L = layout<FORMAT, HD>;
-    uint32_t lane = threadIdx.x % 32, t = lane % 4;
-    uint32_t values = slot + L::values, scale = values + L::half_slice;
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t values = slot + L::values, scale = values + L::half_slice + lane / 4 * 4;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        uint2 d = shared_pair(scale + 32 * k + 8 * t), m = shared_pair(scale + 64 + 32 * k + 8 * t);
-        float2 d0 = __half22float2(as_half2(d.x)), d1 = __half22float2(as_half2(d.y));
-        float2 m0 = __half22float2(as_half2(m.x)), m1 = __half22float2(as_half2(m.y));
-        base += p[2 * k][0] * m0.x;
-        base += p[2 * k + 1][0] * m0.y;
-        base += p[2 * k][1] * m1.x;
-        base += p[2 * k + 1][1] * m1.y;
-        uint32_t w[4];
-        split<F16>(p[2 * k][0] * d0.x, p[2 * k][1] * d1.x, w[0], w[1]);
-        split<F16>(p[2 * k + 1][0] * d0.y, p[2 * k + 1][1] * d1.y, w[2], w[3]);
+        float2 d = __half22float2(as_half2(shared_word(scale + 32 * k)));
+        float2 m = __half22float2(as_half2(shared_word(scale + 64 + 32 * k)));
+        uint32_t w[TILES][2];
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            base[i] += p[i][k][0] * m.x;
+            base[i] += p[i][k][1] * m.y;
+            w[i][0] = p_fragment<F16>(p[i][k][0] * d.x);
+            w[i][1] = p_fragment<F16>(p[i][k][1] * d.y);
+        }
         uint32_t token = 16 * k + 2 * (lane % 8) + lane / 8 % 2;
         uint32_t first = values + 16 * quantised_values<L::value_shift>::place(
                                            token * L::row_pieces + lane / 16);
@@ -339,18 +385,12 @@ __device__ __forceinline__ void values_quantised(uint32_t slot, const float (&p)
 #pragma unroll
             for (int v = 0; v < 2; v++)
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    uint32_t x0 = x[2 * v], x1 = x[2 * v + 1];
-                    if (FORMAT == INT8) {
-                        multiply<F16>(o[2 * (u + v) + i], w, bytes_to_halves(x0, i),
-                                      bytes_to_halves(x1, i));
-                    } else {
+                for (int high = 0; high < (FORMAT == INT4 ? 2 : 1); high++) {
+                    uint32_t a[4];
+                    unpack<FORMAT>(x[2 * v], x[2 * v + 1], high, a);
 #pragma unroll
-                        for (int high = 0; high < 2; high++)
-                            multiply<F16>(o[2 * (u + v + high * L::row_pieces) + i], w,
-                                          nibbles_to_halves(x0 >> 8 * i, high),
-                                          nibbles_to_halves(x1 >> 8 * i, high));
-                    }
+                    for (int i = 0; i < TILES; i++)
+                        multiply<F16>(o[i][u + v + high * L::row_pieces], a, w[i][0], w[i][1]);
                 }
         }
     }
@@ -358,43 +398,65 @@ __device__ __forceinline__ void values_quantised(uint32_t slot, const float (&p)
 
 /* ---- softmax of a warp's blocks ---- */
 
-/* Masks what lies outside [first, end) of a block and returns the quad's largest score. */
-template <bool PERMUTED>
-__device__ __forceinline__ float mask_and_top(float (&s)[4][2], uint32_t first, uint32_t end)
+/* Over the lanes of a head, which are those of one t. */
+__device__ __forceinline__ float head_top(float x)
 {
-    uint32_t t = threadIdx.x % 4;
-    float top = MINUS_INFINITY;
-    if (first > 0 || end < BLOCK)
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                uint32_t token = PERMUTED ? n / 2 * 16 + 4 * t + 2 * e + n % 2 : 8 * n + 2 * t + e;
-                if (token < first || token >= end) s[n][e] = MINUS_INFINITY;
-            }
-#pragma unroll
-    for (int n = 0; n < 4; n++) top = fmaxf(top, fmaxf(s[n][0], s[n][1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 4));
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 8));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 16));
 }
 
-__device__ __forceinline__ float to_weights(float (&s)[4][2], float max)
+__device__ __forceinline__ float head_sum(float x)
+{
+    x += __shfl_xor_sync(~0u, x, 4);
+    x += __shfl_xor_sync(~0u, x, 8);
+    return x + __shfl_xor_sync(~0u, x, 16);
+}
+
+/* Masks what lies outside [first, end) of a block and returns the lane's largest score. */
+template <bool QUANTISED>
+__device__ __forceinline__ float mask_and_top(float (&s)[2][2], uint32_t first, uint32_t end)
+{
+    uint32_t g = threadIdx.x % 32 / 4;
+    if (first > 0 || end < BLOCK)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint32_t token = 16 * m + (QUANTISED ? 2 * g + h : 8 * h + g);
+                if (token < first || token >= end) s[m][h] = MINUS_INFINITY;
+            }
+    return fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1]));
+}
+
+/* Scores become weights; returns the lane's part of their sum. */
+__device__ __forceinline__ float to_weights(float (&s)[2][2], float max)
 {
     float base = max == MINUS_INFINITY ? 0.0f : max, sum = 0;
 #pragma unroll
-    for (int n = 0; n < 4; n++)
+    for (int m = 0; m < 2; m++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            s[n][e] = exp2_fast(s[n][e] - base);
-            sum += s[n][e];
+        for (int h = 0; h < 2; h++) {
+            s[m][h] = exp2_fast(s[m][h] - base);
+            sum += s[m][h];
         }
     return sum;
 }
 
-__device__ __forceinline__ float quad_sum(float x)
+/* Both blocks of a warp. */
+template <int EXPONENT, bool QUANTISED, int TILES>
+__device__ __forceinline__ void softmax(float (&s)[2][TILES][2][2], const uint32_t (&first)[2],
+                                        const uint32_t (&end)[2], float (&max)[TILES],
+                                        float (&sum)[TILES])
 {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        float top = fmaxf(mask_and_top<QUANTISED>(s[0][i], first[0], end[0]),
+                          mask_and_top<QUANTISED>(s[1][i], first[1], end[1]));
+        max[i] = head_top(top) - EXPONENT;
+        sum[i] = to_weights(s[0][i], max[i]);
+        sum[i] = head_sum(sum[i] + to_weights(s[1][i], max[i]));
+    }
 }
 
 #endif

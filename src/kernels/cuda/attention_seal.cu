@@ -49,6 +49,10 @@ struct slice_rows {
     {
         return __half2float(data[row * stride + channel]);
     }
+    __device__ __forceinline__ float2 pair(uint32_t row, uint32_t channel) const /* even */
+    {
+        return __half22float2(*reinterpret_cast<__half2 *>(data + row * stride + channel));
+    }
 };
 
 __device__ void seal_keys(const slice_rows &x, uint8_t *to, uint32_t d, uint32_t bits)
@@ -56,11 +60,14 @@ __device__ void seal_keys(const slice_rows &x, uint8_t *to, uint32_t d, uint32_t
     float levels = bits == 8 ? 255.0f : 15.0f;
     uint16_t *scales = reinterpret_cast<uint16_t *>(to + BLOCK * d * bits / 4);
     for (uint32_t c = threadIdx.x; c < d; c += THREADS) {
-        float low = x(0, c), high = low;
+        float v[BLOCK];
+#pragma unroll
+        for (uint32_t row = 0; row < BLOCK; row++) v[row] = x(row, c);
+        float low = v[0], high = v[0];
+#pragma unroll
         for (uint32_t row = 1; row < BLOCK; row++) {
-            float v = x(row, c);
-            low = v < low ? v : low;
-            high = v > high ? v : high;
+            low = v[row] < low ? v[row] : low;
+            high = v[row] > high ? v[row] : high;
         }
         range r = range_of(low, high, levels);
         scales[c] = r.scale;
@@ -68,7 +75,7 @@ __device__ void seal_keys(const slice_rows &x, uint8_t *to, uint32_t d, uint32_t
         uint32_t words[BLOCK / 4] = {};
 #pragma unroll
         for (uint32_t row = 0; row < BLOCK; row++) {
-            uint32_t q = quantise(x(row, c), r, levels);
+            uint32_t q = quantise(v[row], r, levels);
             if (bits == 8)
                 words[row / 4] |= q << row % 4 * 8;
             else
@@ -90,10 +97,12 @@ __device__ void seal_values(const slice_rows &x, uint8_t *to, uint32_t d, uint32
      * gives what one walk from channel 0 gives. An empty first run must not start from a value. */
     bool from_value = first == 0 && end > 0;
     float low = from_value ? x(row, 0) : -MINUS_INFINITY, high = from_value ? low : MINUS_INFINITY;
-    for (uint32_t c = first; c < end; c++) {
-        float v = x(row, c);
-        low = v < low ? v : low;
-        high = v > high ? v : high;
+    for (uint32_t c = first; c < end; c += 2) {
+        float2 v = x.pair(row, c);
+        low = v.x < low ? v.x : low;
+        high = v.x > high ? v.x : high;
+        low = v.y < low ? v.y : low;
+        high = v.y > high ? v.y : high;
     }
     for (int step = 1; step < 4; step *= 2) {
         float low_other = __shfl_xor_sync(~0u, low, step),
@@ -115,10 +124,14 @@ __device__ void seal_values(const slice_rows &x, uint8_t *to, uint32_t d, uint32
     /* 4 bytes at a time: d * bits / 8 is a multiple of 4. */
     for (uint32_t word = part; word < d * bits / 32; word += 4) {
         uint32_t packed = 0;
-        for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t i = 0; i < 4; i += 2) {
             uint32_t c = 4 * word + i;
-            uint32_t q = quantise(x(row, c), r, levels);
-            if (bits == 4) q |= quantise(x(row, c + d / 2), r, levels) << 4;
+            float2 v = x.pair(row, c);
+            uint32_t q = quantise(v.x, r, levels) | quantise(v.y, r, levels) << 8;
+            if (bits == 4) {
+                v = x.pair(row, c + d / 2);
+                q |= quantise(v.x, r, levels) << 4 | quantise(v.y, r, levels) << 12;
+            }
             packed |= q << 8 * i;
         }
         reinterpret_cast<uint32_t *>(line)[word] = packed;
@@ -145,6 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     slice_rows x = {reinterpret_cast<__half *>(memory), d + 2};
     for (int half = 0; half < 2; half++) {
         if (half) __syncthreads();
+#pragma unroll 4
         for (uint32_t i = threadIdx.x; i < BLOCK * d / 8; i += THREADS) {
             uint4 words = reinterpret_cast<const uint4 *>(from)[half * BLOCK * d / 8 + i];
             uint32_t *row =
@@ -160,6 +174,122 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* ---- expand ---- */
+
+/* Byte `index` of x as a float. */
+__device__ __forceinline__ float byte_of(uint32_t x, int index)
+{
+    return __uint_as_float(__byte_perm(x, 0x4b000000, 0x7650 | index)) - 8388608.0f;
+}
+
+__device__ __forceinline__ float dequantise(float q, float scale, float minimum)
+{
+    return __fadd_rn(__fmul_rn(scale, q), minimum);
+}
+
+__device__ __forceinline__ void eight_halves(uint4 words, float (&x)[8])
+{
+    const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 pair = __half22float2(as_half2(w[i]));
+        x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
+    }
+}
+
+__device__ __forceinline__ void store_eight(uint8_t *to, const float (&x)[8])
+{
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = as_bits(__floats2half2_rn(x[2 * i], x[2 * i + 1]));
+    *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+/* Where a piece of 16 bytes of keys goes: as in attention_products.cuh, so that an ldmatrix of
+ * channels 8i and 8i + 1, i = 0..3, meets no bank twice. */
+template <int BITS> __device__ __forceinline__ uint32_t key_place(uint32_t piece)
+{
+    return BITS == 8 ? piece ^ (piece >> 4 & 1) ^ (piece >> 5 & 1) << 2
+                     : piece ^ (piece >> 3 & 3) << 1;
+}
+
+/* head_dim a multiple of 32. A warp takes 32 channels: a transposing ldmatrix gives a lane its 8
+ * channels of tokens that lie side by side, and a token's 4 lanes write 64 bytes in a row. */
+template <int BITS>
+__device__ __forceinline__ void expand_keys(const uint8_t *keys, const uint8_t *scales, uint8_t *to,
+                                            uint32_t d)
+{
+    uint32_t lane = threadIdx.x % 32, r = lane % 8, m = lane / 8, g = lane / 4, t = lane % 4;
+    for (uint32_t first = threadIdx.x / 32 * 32; first < d; first += THREADS) {
+        float scale[8], minimum[8];
+        eight_halves(*reinterpret_cast<const uint4 *>(scales + 2 * (first + 8 * t)), scale);
+        eight_halves(*reinterpret_cast<const uint4 *>(scales + 2 * (d + first + 8 * t)), minimum);
+        uint32_t channel = first + r / 2 * 8 + 2 * m + r % 2;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t x[4];
+            if (BITS == 8 || half == 0) {
+                uint32_t piece = BITS == 8 ? 2 * channel + half : channel;
+                load_matrices_transposed(x, shared_address(keys) + 16 * key_place<BITS>(piece));
+            } else {
+#pragma unroll
+                for (int j = 0; j < 4; j++) x[j] >>= 4;
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float out[8];
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    uint32_t word = BITS == 8 ? x[j / 2] : x[j / 2] & 0x0f0f0f0f;
+                    out[j] = dequantise(byte_of(word, j % 2 * 2 + i), scale[j], minimum[j]);
+                }
+                uint32_t token = 16 * half + 2 * g + i;
+                store_eight(to + 2 * (token * d + first + 8 * t), out);
+            }
+        }
+    }
+}
+
+template <int BITS>
+__device__ __forceinline__ void expand_values(const uint8_t *values, const __half *scales,
+                                              uint8_t *to, uint32_t d)
+{
+    uint32_t line = d * BITS / 8;
+    for (uint32_t i = threadIdx.x; i < BLOCK * line / 8; i += THREADS) {
+        uint2 bytes = *reinterpret_cast<const uint2 *>(values + 8 * i);
+        uint32_t token = 8 * i / line, c = 8 * i % line;
+        float scale = __half2float(scales[token]), minimum = __half2float(scales[BLOCK + token]);
+#pragma unroll
+        for (int high = 0; high < (BITS == 8 ? 1 : 2); high++) {
+            float out[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                uint32_t word = j < 4 ? bytes.x : bytes.y;
+                if (BITS == 4) word = word >> 4 * high & 0x0f0f0f0f;
+                out[j] = dequantise(byte_of(word, j % 4), scale, minimum);
+            }
+            store_eight(to + 2 * (token * d + c + high * (d / 2)), out);
+        }
+    }
+}
+
+template <int BITS>
+__device__ __forceinline__ void expand_fast(const uint4 *from, uint8_t *memory, uint8_t *to,
+                                            uint32_t d)
+{
+    uint32_t part = BLOCK * d * BITS / 8, pieces = (2 * part + 4 * d + 4 * BLOCK) / 16;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < pieces; i += THREADS)
+        copy_async(shared_address(memory) + 16 * (i < part / 16 ? key_place<BITS>(i) : i), from + i,
+                   16);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    expand_keys<BITS>(memory, memory + 2 * part, to, d);
+    expand_values<BITS>(memory + part, reinterpret_cast<const __half *>(memory + 2 * part) + 2 * d,
+                        to + 2 * BLOCK * d, d);
+}
+
 /* Grid: x: KV head, y: block. Shared: the quantised slice. to: open-format (f16) blocks. */
 extern "C" __global__ void __launch_bounds__(THREADS)
     pllm_kv_expand(const __grid_constant__ pllm_seal_arguments a)
@@ -171,13 +301,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const uint4 *from = at<uint4>(a.from + frame * a.from_bytes + (uint64_t)head * a.sealed_slice);
     uint8_t *to =
         reinterpret_cast<uint8_t *>(a.to + blockIdx.y * a.to_bytes + (uint64_t)head * a.open_slice);
+    if (d % 32 == 0) {
+        if (bits == 8)
+            expand_fast<8>(from, memory, to, d);
+        else
+            expand_fast<4>(from, memory, to, d);
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < a.sealed_slice / 16; i += THREADS)
         reinterpret_cast<uint4 *>(memory)[i] = from[i];
     __syncthreads();
     const __half *scales = reinterpret_cast<const __half *>(memory + 2 * part);
     for (uint32_t i = threadIdx.x; i < 2 * BLOCK * d / 8; i += THREADS) {
-        /* Eight channels of one token; keys: token in the lane, so that a channel's row of bytes is
-         * read side by side. */
+        /* Eight channels of one token. */
         bool value = i >= BLOCK * d / 8;
         uint32_t piece = value ? i - BLOCK * d / 8 : i;
         uint32_t token = value ? piece / (d / 8) : piece % BLOCK;
