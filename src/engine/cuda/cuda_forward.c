@@ -664,7 +664,7 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     if (status == PLLM_OK) status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
     if (status == PLLM_OK)
         status =
-            embed(engine, a->prompt_ids, a->decode_rows, engine->pass.row_count - a->decode_rows);
+            embed(engine, a->prompt_ids, engine->pass.row_count - a->decode_rows, state->p_x);
     for (uint32_t layer = 0; status == PLLM_OK && layer < layers; layer++) {
         status = pllm_cuda_blocks_enter(engine, layer);
         if ((status == PLLM_EBUSY || status == PLLM_ENODEVMEM) && layer > state->blocks.left) {
