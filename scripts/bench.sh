@@ -17,7 +17,7 @@ for program in build/release/bench/bench_*; do
     count=$((count + 1))
 done
 # Those of the whole program, on a real model. LLAMA_BENCH=path adds llama.cpp to speed.
-for script in bench/model/speed.py bench/model/paging.py bench/model/quality.py; do
+for script in bench/model/speed.py bench/model/paging.py bench/model/weights.py bench/model/quality.py; do
     [ -x build/release/pagedllm ] || continue
     echo "== $script ${1:-}"
     if ! python3 "$script" "$@" </dev/null; then

@@ -28,7 +28,7 @@ typedef struct pllm_engine_options {
     uint32_t struct_bytes;         /* sizeof(pllm_engine_options) */
     uint32_t threads;              /* 0: one for each CPU that this process may use */
     const char *device;            /* NULL: "host" */
-    uint64_t vram_limit_bytes;     /* all device bytes; 0: no limit */
+    uint64_t vram_limit_bytes;     /* all device bytes, weights too; 0: no limit */
     uint64_t kv_limit_bytes;       /* KV block frames among them; 0: no limit */
     uint64_t host_memory_bytes;    /* for blocks that left the device; 0: none; PLLM_UNLIMITED */
     const char *nvme_path;         /* folder of the spill file; NULL: the user's cache folder */
@@ -74,7 +74,7 @@ typedef struct pllm_engine_info {
     uint64_t weight_bytes;       /* as packed in memory */
     uint64_t kv_bytes_per_block; /* one layer's 32 tokens */
     uint64_t kv_bytes_per_token; /* all layers */
-    uint64_t workspace_bytes;    /* device bytes besides block frames */
+    uint64_t workspace_bytes;    /* device bytes besides KV blocks */
     uint64_t least_vram_bytes,
         least_kv_bytes; /* the smallest limits that work with these options */
     const char *device, *kv_format, *compute, *kernels, *family; /* static storage */
@@ -90,12 +90,13 @@ typedef struct pllm_engine_stats {
     uint64_t pins, hits, misses, evictions;
     uint64_t prefetched, prefetch_used, prefetch_wasted, written_behind;
     uint64_t host_to_device_bytes, device_to_host_bytes, disk_to_device_bytes, device_to_disk_bytes;
-    uint64_t wait_ns; /* compute stood still for a block */
+    uint64_t wait_ns; /* compute stood still for a block, or on the host device for weights */
     uint64_t prompt_tokens, generated_tokens, prefill_ns, decode_ns, steps;
     uint64_t lost_pages;
     const char *disk_io, *disk_note; /* "" without a disk */
-    /* On a GPU: bytes that came over the link for one use, besides pages that moved; and how many
-     * bytes of weights stay on the device. */
+    /* Bytes that came to the device for one use, besides pages that moved; and how many bytes of
+     * weights stay where they are read: on the device, or on the host device without a vram_limit
+     * in memory; there an embedding that is not the output matrix too is always one of them. */
     uint64_t weight_stream_bytes, kv_stream_bytes, weight_resident_bytes;
 } pllm_engine_stats;
 PLLM_API int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_out);

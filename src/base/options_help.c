@@ -94,8 +94,9 @@ static void print_commands(FILE *file)
         file,
         "\nMODEL is a GGUF file, or a folder with config.json and safetensors.\n"
         "pagedllm COMMAND --help shows a command's options.\n"
-        "\nMemory: --vram-limit bounds all device bytes, --kv-limit the KV cache's blocks among\n"
-        "them. Blocks beyond move to host memory (--host-memory), then to a spill file\n"
+        "\nMemory: --vram-limit bounds all device bytes, weights too (layers beyond are streamed\n"
+        "from host memory for each token), --kv-limit the KV cache's blocks among them. Blocks\n"
+        "beyond move to host memory (--host-memory), then to a spill file\n"
         "(--nvme-path, --nvme-size), and come back when they are read. No limit changes a\n"
         "result. pagedllm doctor MODEL says the least that works.\n"
         "\nExamples:\n"

@@ -217,7 +217,7 @@ static int judge(bench_run *run, const cli_bandwidth *machine, const pllm_engine
         batch * (pllm_sequence_length(run->sequences[0]) / 32 * 32) * run->info.kv_bytes_per_token;
     uint64_t room = (uint64_t)after->frames_limit * after->frame_bytes;
     uint64_t read = run->step_weights + kv, missing = kv > room ? kv - room : 0;
-    /* On the host every matrix is where it is computed on, and nobody counts. */
+    /* 0: a device that does not count. */
     if (after->weight_resident_bytes > 0)
         missing += run->info.weight_bytes - after->weight_resident_bytes;
     uint64_t host = (link_bytes_in(after) - link_bytes_in(before)) / n;

@@ -138,6 +138,8 @@ static json_t *stats_json(const pllm_engine *engine, const pllm_generate_result 
         {"device_to_host_bytes", s.device_to_host_bytes},
         {"disk_to_device_bytes", s.disk_to_device_bytes},
         {"device_to_disk_bytes", s.device_to_disk_bytes},
+        {"weight_stream_bytes", s.weight_stream_bytes},
+        {"weight_resident_bytes", s.weight_resident_bytes},
         {"wait_ns", s.wait_ns},
         {"prompt_tokens", s.prompt_tokens},
         {"generated_tokens", s.generated_tokens},
@@ -193,6 +195,9 @@ void cli_stats_text(const pllm_engine *engine)
         (double)s.host_to_device_bytes * mb, (double)s.device_to_host_bytes * mb,
         (double)s.disk_to_device_bytes * mb, (double)s.device_to_disk_bytes * mb,
         (double)s.wait_ns * mb);
+    if (s.weight_stream_bytes)
+        fprintf(stderr, "weights    %.1f MB resident; %.1f MB streamed\n",
+                (double)s.weight_resident_bytes * mb, (double)s.weight_stream_bytes * mb);
     if (s.disk_note && *s.disk_note) fprintf(stderr, "disk       %s: %s\n", s.disk_io, s.disk_note);
 }
 

@@ -1,11 +1,13 @@
 /* engine.c - opening an engine: its model, memory, limits; and what it tells about itself.
  *
- * Limits. Device bytes are: workspace + open blocks + frames. kv_limit bounds open blocks and
- * frames together; vram_limit bounds everything. The least that works is
+ * Limits. Device bytes are: workspace + open blocks + frames + weights. kv_limit bounds open blocks
+ * and frames together; vram_limit bounds everything. The least that works is
  *   kv_limit:   sequence_max * layers * open block + 8 frames (one chunk of 256 tokens), each
  *               rounded up to the device's granularity
- *   vram_limit: workspace + the least kv_limit
- * since attention must see one chunk of 8 blocks at a time. */
+ *   vram_limit: workspace + the least weights + the least kv_limit
+ * since attention must see one chunk of 8 blocks at a time, and weights that do not stay pass
+ * through a ring of a few layers. On the host device without a vram_limit, weights lie in ordinary
+ * memory. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -165,7 +167,7 @@ static int open_memory(pllm_engine *engine)
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
     if (o->vram_limit_bytes < engine->least_vram_bytes)
         return refuse_limit("vram-limit", o->vram_limit_bytes, engine->least_vram_bytes,
-                            "for its workspace and one chunk of KV blocks");
+                            "for its workspace, a ring of layers and one chunk of KV blocks");
     if (o->kv_limit_bytes < engine->least_kv_bytes)
         return refuse_limit("kv-limit", o->kv_limit_bytes, engine->least_kv_bytes,
                             "for the open blocks and one chunk of sealed ones");
@@ -184,9 +186,12 @@ static int open_memory(pllm_engine *engine)
                                  open_bytes, &engine->open_space);
     if (status < 0) return status;
     uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count + needs.extra_pages;
-    uint64_t frame_limit = o->kv_limit_bytes == PLLM_UNLIMITED
+    /* No more than the other needs can leave, so that chunks are not larger than a tight limit. */
+    uint64_t frame_limit = o->vram_limit_bytes == PLLM_UNLIMITED
                                ? PLLM_UNLIMITED
-                               : o->kv_limit_bytes - pllm_workspace_bytes(engine->open_space);
+                               : o->vram_limit_bytes - engine->fixed_bytes + needs.transient_bytes;
+    if (o->kv_limit_bytes < frame_limit) frame_limit = o->kv_limit_bytes;
+    if (frame_limit != PLLM_UNLIMITED) frame_limit -= pllm_workspace_bytes(engine->open_space);
     /* Unlimited: every block there can be, and an extent for each stream of blocks. */
     uint64_t disk_bytes = o->nvme_size_bytes;
     if (disk_bytes == PLLM_UNLIMITED)

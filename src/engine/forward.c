@@ -13,7 +13,8 @@
  * barrier; with many, rows are shared out and one more barrier follows. Both give the same bits,
  * as every row is a function of itself.
  *
- * Thread 0 is the caller's and alone touches the pager. Its status travels with the barriers. */
+ * Thread 0 is the caller's and alone touches the pager and the ring of streamed weights, which it
+ * waits for and refills at barriers that are there anyway. Its status travels with the barriers. */
 #include <math.h>
 #include "engine/engine_internal.h"
 
@@ -138,6 +139,20 @@ static const pllm_activations *prepare(pass_thread *thread, const float *in, uin
     return rows;
 }
 
+/* The parts of the weights (weights.h) that the team is about to read, or has read. Thread 0 sees
+ * to those that are streamed: enter before a barrier, leave after one. */
+static void weights_enter(pass_thread *thread, uint32_t index)
+{
+    pllm_pass *pass = thread->pass;
+    if (thread->index == 0 && pass->status == PLLM_OK)
+        pass->status = pllm_weights_enter(&pass->engine->host->weights, index);
+}
+
+static void weights_leave(pass_thread *thread, uint32_t index)
+{
+    if (thread->index == 0) pllm_weights_leave(&thread->pass->engine->host->weights, index);
+}
+
 static int run_layer(pass_thread *thread, uint32_t index)
 {
     pllm_pass *pass = thread->pass;
@@ -183,7 +198,10 @@ static int run_layer(pass_thread *thread, uint32_t index)
                   pllm_linear_form(&layer->down.linear), &space->ffn, &engine->host->act_ffn);
     if (!act) return -1;
     multiply_add(thread, act, &layer->down);
-    return pllm_pass_sync(thread);
+    if (index + 1 < shape->layer_count) weights_enter(thread, index + 1);
+    if (pllm_pass_sync(thread)) return -1;
+    weights_leave(thread, index);
+    return 0;
 }
 
 /* Embeddings of the rows, and the angles of their positions. */
@@ -193,9 +211,8 @@ static void enter(pass_thread *thread)
     pllm_engine *engine = pass->engine;
     uint32_t half = engine->shape.rope.dims / 2;
     for (uint32_t row; pllm_threads_next(engine->threads, pass->row_count, &row);) {
-        engine->host->kernels->unpack_row(engine->host->x + (uint64_t)row * engine->shape.width,
-                                          &engine->host->weights.embedding.linear,
-                                          pass->row_ids[row]);
+        pllm_weights_embed(&engine->host->weights, engine->host->kernels, pass->row_ids[row],
+                           engine->host->x + (uint64_t)row * engine->shape.width);
         for (uint32_t i = 0; i < half; i++) {
             double angle = (double)pass->row_positions[row] * (double)engine->inverse_frequency[i];
             engine->host->cosine[(uint64_t)row * half + i] = (float)cos(angle);
@@ -204,13 +221,38 @@ static void enter(pass_thread *thread)
     }
 }
 
+/* The output product of count rows from act, tile by tile; a barrier has passed after the last. */
+static int multiply_output(pass_thread *thread, const pllm_activations *act, uint32_t count)
+{
+    pllm_pass *pass = thread->pass;
+    pllm_engine *engine = pass->engine;
+    const pllm_weights *weights = &engine->host->weights;
+    uint32_t vocab = engine->shape.vocab_size;
+    for (uint32_t i = 0; i < weights->tile_count; i++) {
+        const pllm_output_tile *tile = &weights->tiles[i];
+        const pllm_linear *linear = &tile->operation.linear;
+        uint32_t panels = panels_of(&tile->operation), first, end;
+        while (pllm_threads_next_range(engine->threads, panels, grain_of(pass, panels), &first,
+                                       &end)) {
+            uint32_t n_first = first * PLLM_PANEL_ROWS, n_end = end * PLLM_PANEL_ROWS;
+            if (n_end > linear->n) n_end = linear->n;
+            engine->host->kernels->product(engine->host->logits + tile->row_first, vocab, act, 0,
+                                           count, linear, n_first, n_end - n_first);
+        }
+        if (i + 1 < weights->tile_count) weights_enter(thread, weights->layer_count + i + 1);
+        if (pllm_pass_sync(thread)) return -1;
+        weights_leave(thread, weights->layer_count + i);
+    }
+    return 0;
+}
+
 static int logits_out(pass_thread *thread)
 {
     pllm_pass *pass = thread->pass;
     pllm_engine *engine = pass->engine;
-    const pllm_operation *output = &engine->host->weights.output;
-    uint32_t width = engine->shape.width, vocab = output->linear.n;
-    uint32_t forms = pllm_linear_form(&output->linear), panels = panels_of(output);
+    const pllm_weights *weights = &engine->host->weights;
+    uint32_t width = engine->shape.width, vocab = engine->shape.vocab_size;
+    uint32_t forms = pllm_linear_form(&weights->output);
     for (uint32_t done = 0; done < pass->logit_count; done += LOGIT_ROWS) {
         uint32_t count =
             pass->logit_count - done < LOGIT_ROWS ? pass->logit_count - done : LOGIT_ROWS;
@@ -219,21 +261,14 @@ static int logits_out(pass_thread *thread)
             engine->host->kernels->rms_norm(
                 engine->host->y + (uint64_t)i * width,
                 engine->host->x + (uint64_t)pass->logit_rows[done + i] * width,
-                engine->host->weights.output_norm, width, engine->shape.norm_epsilon);
+                weights->output_norm, width, engine->shape.norm_epsilon);
+        weights_enter(thread, weights->layer_count);
         if (pllm_pass_sync(thread)) return -1;
         const pllm_activations *act =
             prepare(thread, engine->host->y, width, NULL, count, forms,
                     &engine->host->spaces[thread->index].width, &engine->host->act_width);
         if (!act) return -1;
-        uint32_t first, end;
-        while (pllm_threads_next_range(engine->threads, panels, grain_of(pass, panels), &first,
-                                       &end)) {
-            uint32_t n_first = first * PLLM_PANEL_ROWS, n_end = end * PLLM_PANEL_ROWS;
-            if (n_end > vocab) n_end = vocab;
-            engine->host->kernels->product(engine->host->logits, vocab, act, 0, count,
-                                           &output->linear, n_first, n_end - n_first);
-        }
-        if (pllm_pass_sync(thread)) return -1;
+        if (multiply_output(thread, act, count)) return -1;
         if (thread->index == 0)
             for (uint32_t i = 0; i < count && pass->status == PLLM_OK; i++)
                 pass->status =
@@ -247,6 +282,7 @@ static void forward_body(void *argument, uint32_t thread_index)
 {
     pass_thread thread = {.pass = argument, .index = thread_index};
     enter(&thread);
+    weights_enter(&thread, 0);
     if (pllm_pass_sync(&thread)) return;
     for (uint32_t layer = 0; layer < thread.pass->engine->shape.layer_count; layer++)
         if (run_layer(&thread, layer)) return;
@@ -255,7 +291,11 @@ static void forward_body(void *argument, uint32_t thread_index)
 
 int pllm_host_forward(pllm_engine *engine)
 {
-    engine->pass.status = PLLM_OK;
-    pllm_threads_run(engine->threads, forward_body, &engine->pass);
-    return engine->pass.status;
+    pllm_pass *pass = &engine->pass;
+    pllm_weights *weights = &engine->host->weights;
+    pass->status = PLLM_OK;
+    pllm_weights_begin(weights, (pass->logit_count + LOGIT_ROWS - 1) / LOGIT_ROWS);
+    pllm_threads_run(engine->threads, forward_body, pass);
+    if (pass->status < 0) pllm_weights_abandon(weights);
+    return pass->status;
 }

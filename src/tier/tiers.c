@@ -33,6 +33,7 @@ enum {
     STAGING_BYTES = 6 << 20, /* see staging_choose */
     STAGING_PAGES_MIN = 4,
     CHUNKS_WANTED = 16, /* a limit should be at least this many chunks */
+    FEW_PAGES = 32,
 };
 
 struct pllm_tiers {
@@ -297,12 +298,15 @@ static int check_options(const pllm_tiers_options *options)
     return PLLM_OK;
 }
 
-/* The device's preferred chunk, halved while the limit is only a few of them. */
-static uint64_t chunk_choose(const pllm_device_info *info, uint64_t limit_bytes)
+/* The device's preferred chunk, halved while the limit is only a few of them, or few pages of which
+ * rounding down would take one. */
+static uint64_t chunk_choose(const pllm_device_info *info, uint64_t limit_bytes,
+                             uint64_t page_bytes)
 {
-    uint64_t bytes = info->chunk_bytes;
+    uint64_t bytes = info->chunk_bytes, pages = limit_bytes / page_bytes;
     while (bytes / 2 >= info->granularity_bytes && bytes / 2 % info->granularity_bytes == 0 &&
-           limit_bytes / CHUNKS_WANTED < bytes)
+           (limit_bytes / CHUNKS_WANTED < bytes ||
+            (pages < FEW_PAGES && limit_bytes / bytes * bytes / page_bytes < pages)))
         bytes /= 2;
     return bytes;
 }
@@ -324,7 +328,7 @@ static int frames_open(pllm_tiers *tiers, const pllm_tiers_options *options)
     tiers->total_bytes = info.total_bytes;
     tiers->frame_max = options->frame_max;
     tiers->device_limit_bytes = options->device_limit_bytes;
-    tiers->chunk_bytes = chunk_choose(&info, frames_bytes_max(tiers, options));
+    tiers->chunk_bytes = chunk_choose(&info, frames_bytes_max(tiers, options), tiers->page_bytes);
     uint64_t bytes = tiers->frame_max * tiers->page_bytes;
     uint64_t chunks = (bytes + tiers->chunk_bytes - 1) / tiers->chunk_bytes;
     if (chunks >= PLLM_NONE)

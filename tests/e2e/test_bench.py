@@ -47,6 +47,18 @@ class Bench(ProgramTest):
         self.assertAlmostEqual(result["bound_ms"], result["not_resident_bytes_per_token"]
                                / report["link_bytes_per_second"] * 1e3, delta=1e-3)
 
+    def test_streamed_weights(self):
+        """Over a link of 2 GB/s, weights that do not fit are the bound, and a step takes at least that."""
+        report = json.loads(self.succeed(*SHAPE, "--depth", 32, "--prefill", 0, "--decode", 4, "--json",
+                                         "--vram-limit", "40MB", "--link-bandwidth", "2GB"))
+        result = report["results"][0]
+        missing = report["weight_bytes"] - report["weight_resident_bytes"]
+        self.assertEqual(result["not_resident_bytes_per_token"], missing)
+        self.assertGreaterEqual(result["host_to_device_bytes_per_token"], missing)
+        self.assertLess(result["host_to_device_bytes_per_token"], 1.01 * missing)
+        self.assertEqual(result["bound_by"], "link")
+        self.assertGreater(result["decode_ms_median"], 0.9 * result["bound_ms"])
+
     def test_tensor(self):
         """Paged and plain sums are equal, or the program says that the measurement is void."""
         report = json.loads(self.succeed("bench", "tensor", "--bytes", "20MB", "--json"))

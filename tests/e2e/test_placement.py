@@ -34,6 +34,28 @@ class Placement(ProgramTest):
                 if disk == 0:
                     self.assertEqual(moved["disk_to_device_bytes"], 0)
 
+    def test_weights_beyond_the_limit(self):
+        free, stats = self.answer()
+        self.assertEqual(stats["weight_stream_bytes"], 0)
+        weights = stats["weight_bytes"]
+        streamed = []
+        for limit in (stats["least_vram_bytes"], weights // 2, weights):
+            with self.subTest(limit=limit):
+                tight, moved = self.answer("--vram-limit", limit)
+                self.assertEqual(tight, free)
+                self.assertLessEqual(moved["device_bytes_peak"], limit)
+                # Every step after the prompt reads what does not stay.
+                self.assertGreaterEqual(moved["weight_stream_bytes"],
+                                        (weights - moved["weight_resident_bytes"]) * 12)
+                self.assertLessEqual(moved["peak_resident_bytes"],
+                                     weights + limit + (64 << 20) + moved["kv_bytes_peak"])
+                streamed.append(moved["weight_stream_bytes"])
+        self.assertTrue(streamed[0] > streamed[1] > streamed[2] > 0, streamed)
+        whole, moved = self.answer("--vram-limit", "1GB")
+        self.assertEqual((whole, moved["weight_stream_bytes"]), (free, 0))
+        self.assertEqual(moved["weight_resident_bytes"], weights)
+        self.assertGreater(moved["device_bytes_peak"], weights) # they count now
+
     def test_logits_are_the_same_bits(self):
         ids = json.loads(self.succeed("tokenize", MODEL, "--text", STORY, "--json"))
         ids = (ids["ids"] if isinstance(ids, dict) else ids)[:200]

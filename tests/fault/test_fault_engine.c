@@ -27,6 +27,7 @@ enum {
     FLOOR_DEVICE = 300,
     FLOOR_MEMORY = 100,
     FLOOR_DISK = 30,
+    FLOOR_STREAMED = 600,
 #if defined(PLLM_SANITIZED)
     STRIDE = 4, /* each run takes ten times as long */
 #else
@@ -42,6 +43,8 @@ typedef struct scenario {
     float *logits;  /* [TOKENS][VOCAB]: the first sequence's */
     uint8_t *known; /* [TOKENS] */
     const float *expected;
+    uint64_t vram_limit; /* 0: none; else weights are streamed */
+    uint64_t *least_out; /* of vram_limit; may be NULL */
     uint32_t failed, lost;
     pllm_faulty_disk_stats disk_calls;
 } scenario;
@@ -149,6 +152,7 @@ static void run(scenario *s)
                                    .sequence_max = 3};
     options.kv_limit_bytes = 3 * 3 * 8192; /* open blocks, rounded up below */
     options.kv_limit_bytes = (options.kv_limit_bytes + 65535) / 65536 * 65536 + 65536;
+    options.vram_limit_bytes = s->vram_limit;
     int status = pllm_engine_open_on(s->context, MODEL, &options, s->device, s->disk, &s->engine);
     if (status < 0) {
         acceptable(status);
@@ -160,6 +164,12 @@ static void run(scenario *s)
     pllm_engine_stats stats = {.struct_bytes = sizeof stats};
     assert_int_equal(pllm_engine_stats_get(s->engine, &stats), PLLM_OK);
     if (s->failed == 0) assert_true(stats.evictions > 0 && stats.disk_to_device_bytes > 0);
+    if (s->failed == 0 && s->vram_limit) assert_true(stats.weight_stream_bytes > 0);
+    if (s->least_out) {
+        pllm_engine_info info = {.struct_bytes = sizeof info};
+        assert_int_equal(pllm_engine_info_get(s->engine, &info), PLLM_OK);
+        *s->least_out = info.least_vram_bytes;
+    }
     pllm_faulty_disk_stats_get(s->disk, &s->disk_calls);
     pllm_engine_close(s->engine);
 }
@@ -169,9 +179,9 @@ typedef enum kind { DEVICE, DEVICE_LATER, MEMORY, DISK, SUBMIT, CORRUPT } kind;
 static const char *const kind_names[] = {"device calls",  "device work",  "allocations",
                                          "disk requests", "disk submits", "corrupt reads"};
 
-/* Returns 1 while the failing call was reached. */
-static int run_with(kind what, uint64_t n, const float *expected, float *logits_out,
-                    uint32_t *noticed)
+/* Returns 1 while the failing call was reached. *vram_limit: UINT64_MAX asks for the least. */
+static int run_with(kind what, uint64_t n, uint64_t *vram_limit, const float *expected,
+                    float *logits_out, uint32_t *noticed)
 {
     failing_context memory;
     failing_context_init(&memory, what == MEMORY ? n : FAILING_NEVER);
@@ -197,6 +207,8 @@ static int run_with(kind what, uint64_t n, const float *expected, float *logits_
                   .device = device,
                   .disk = disk,
                   .expected = expected,
+                  .vram_limit = *vram_limit == UINT64_MAX ? 0 : *vram_limit,
+                  .least_out = *vram_limit == UINT64_MAX ? vram_limit : NULL,
                   .logits = calloc((size_t)TOKENS * VOCAB, sizeof(float)),
                   .known = calloc(TOKENS, 1)};
     assert_non_null(s.logits);
@@ -240,27 +252,47 @@ static int run_with(kind what, uint64_t n, const float *expected, float *logits_
     return hit;
 }
 
-static float *expected_rows(void)
+/* Rows of a run without faults or limit, and the least vram_limit. */
+static float *expected_rows(uint64_t *least)
 {
     float *rows = calloc((size_t)TOKENS * VOCAB, sizeof *rows);
     assert_non_null(rows);
     uint32_t noticed = 0;
-    assert_int_equal(run_with(DEVICE, UINT64_MAX - 1, NULL, rows, &noticed), 0);
+    *least = UINT64_MAX;
+    assert_int_equal(run_with(DEVICE, UINT64_MAX - 1, least, NULL, rows, &noticed), 0);
     assert_int_equal(noticed, 0);
     return rows;
 }
 
-static void fail_each(kind what, uint64_t floor)
+static void fail_each_of(kind what, uint64_t floor, int streams)
 {
-    float *expected = expected_rows();
-    uint64_t n = 0;
+    uint64_t least, n = 0, vram_limit = 0;
+    float *expected = expected_rows(&least);
+    if (streams) vram_limit = least;
     uint32_t noticed = 0;
-    while (run_with(what, n, expected, NULL, &noticed)) n += STRIDE;
+    /* Streaming calls the same few again and again: once all have failed, some are enough. */
+    while (run_with(what, n, &vram_limit, expected, NULL, &noticed))
+        n += streams && n >= FLOOR_STREAMED ? 7 * STRIDE : STRIDE;
     printf("    %llu %s failed, one a run, every %d; %u runs noticed\n", (unsigned long long)n,
            kind_names[what], STRIDE, noticed);
     assert_true(noticed > 0);
     assert_true(n >= floor);
     free(expected);
+}
+
+static void fail_each(kind what, uint64_t floor)
+{
+    fail_each_of(what, floor, 0);
+}
+
+/* With weights that pass through their ring: opening, copying, recording and waiting fail, and what
+ * is sent ahead for a step that comes later. */
+static void each_call_of_streamed_weights(void **state)
+{
+    (void)state;
+    fail_each_of(DEVICE, FLOOR_STREAMED, 1);
+    fail_each_of(DEVICE_LATER, FLOOR_STREAMED, 1);
+    fail_each_of(MEMORY, FLOOR_MEMORY, 1);
 }
 
 static void each_device_call(void **state)
@@ -304,9 +336,13 @@ static void each_corrupt_read(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(each_device_call), cmocka_unit_test(each_device_work),
-        cmocka_unit_test(each_allocation),  cmocka_unit_test(each_disk_request),
-        cmocka_unit_test(each_disk_submit), cmocka_unit_test(each_corrupt_read),
+        cmocka_unit_test(each_device_call),
+        cmocka_unit_test(each_device_work),
+        cmocka_unit_test(each_allocation),
+        cmocka_unit_test(each_disk_request),
+        cmocka_unit_test(each_disk_submit),
+        cmocka_unit_test(each_corrupt_read),
+        cmocka_unit_test(each_call_of_streamed_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

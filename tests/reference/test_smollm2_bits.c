@@ -1,6 +1,7 @@
 /* Rule 1 on real weights, with the arithmetic and KV formats that users get: SmolLM2, 2,000 tokens
- * of prose and some generated ones, starved to a tenth of their KV in several ways, against a run
- * without limits. The logits of every row are compared through their hash. */
+ * of prose and some generated ones, starved to a tenth of their KV in several ways, or with most of
+ * the weights streamed, against a run without limits. The logits of every row are compared through
+ * their hash. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +18,7 @@ enum { PROMPT = 2000, GENERATED = 12, VOCAB = 49152, STRANGER = 300 };
 typedef struct setting {
     const char *kv_format, *policy, *prefetch;
     uint32_t threads, piece, stranger; /* piece: prompt tokens a step, 0: all */
-    uint64_t kv_limit, host, disk;
+    uint64_t kv_limit, host, disk, vram_limit;
 } setting;
 
 typedef struct hashes {
@@ -52,6 +53,7 @@ static void run(const setting *s, hashes *h)
                                    .prefetch_strategy = s->prefetch,
                                    .kv_format = s->kv_format,
                                    .kv_limit_bytes = s->kv_limit,
+                                   .vram_limit_bytes = s->vram_limit,
                                    .host_memory_bytes = s->host,
                                    .nvme_size_bytes = s->disk,
                                    .nvme_path = PLLM_BINARY_DIR,
@@ -91,6 +93,14 @@ static void run(const setting *s, hashes *h)
         if (s->host) assert_true(stats.host_to_device_bytes > 0);
         if (s->disk) assert_true(stats.disk_to_device_bytes > 0);
     }
+    if (s->vram_limit) {
+        printf("    %llu MB of device memory: %llu MB of weights streamed, %llu MB resident\n",
+               (unsigned long long)s->vram_limit / 1000000,
+               (unsigned long long)stats.weight_stream_bytes / 1000000,
+               (unsigned long long)stats.weight_resident_bytes / 1000000);
+        assert_true(stats.weight_stream_bytes > 0);
+        assert_true(stats.device_bytes_peak <= s->vram_limit);
+    }
     pllm_engine_free(engine, ids);
     pllm_engine_close(engine);
 }
@@ -123,8 +133,11 @@ static void f16(void **state)
         {"f16", "static", "sequential", 2, 0, 0, TENTH_F16, 20 << 20, 100 << 20},
         {"f16", "lru", "none", 1, 700, 1, TENTH_F16, 200 << 20, 0},
         {"f16", "2q", "sequential", 4, 333, 1, TENTH_F16, 0, 160 << 20},
+        {"f16", "static", "sequential", 2, 0, 0, 0, 200 << 20, 0, 50000000},
+        {"f16", "static", "sequential", 1, 700, 1, TENTH_F16, 200 << 20, 0, 90000000},
+        {"f16", "static", "sequential", 4, 333, 1, TENTH_F16, 200 << 20, 0, 30000000},
     };
-    for (int i = 0; i < 3; i++) compare(&starved[i], &expected);
+    for (int i = 0; i < 6; i++) compare(&starved[i], &expected);
 }
 
 static void int8(void **state)

@@ -1,7 +1,8 @@
 /* Rule 1: placement never changes a result. The bits of every row of logits of one sequence are
  * compared with those of a plain run (no limit, one thread, alone, the prompt in one piece), over
  * budgets, policies, prefetchers, threads, tiers, cuts of the prompt and strangers in the batch.
- * A starved run must really have moved pages, so that it cannot pass by not being starved. */
+ * A starved run must really have moved pages, or streamed weights, so that it cannot pass by not
+ * being starved. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -27,6 +28,7 @@ typedef struct setting {
     const char *policy, *prefetch, *format;
     uint32_t threads, piece, strangers; /* piece: prompt tokens a step; 0: all at once */
     uint64_t host_bytes, disk_bytes;
+    uint64_t vram_over; /* 0: no limit; n: vram_limit is the least and n - 1 granules */
 } setting;
 
 static uint32_t id_at(uint32_t sequence, uint32_t position)
@@ -70,6 +72,13 @@ static pllm_engine *open_setting(const setting *s)
             info.least_kv_bytes - least_frames + s->frames * info.kv_bytes_per_block;
         if (options.kv_limit_bytes < info.least_kv_bytes)
             options.kv_limit_bytes = info.least_kv_bytes;
+        pllm_engine_close(probe);
+    }
+    if (s->vram_over) {
+        pllm_engine *probe = test_engine_open(MODEL, &options);
+        pllm_engine_info info = {.struct_bytes = sizeof info};
+        assert_int_equal(pllm_engine_info_get(probe, &info), PLLM_OK);
+        options.vram_limit_bytes = info.least_vram_bytes + (s->vram_over - 1) * GRANULE;
         pllm_engine_close(probe);
     }
     return test_engine_open(MODEL, &options);
@@ -150,9 +159,10 @@ static uint64_t check(const setting *s, const rows *expected)
                    VOCAB * sizeof(float)) != 0)
             fail_msg(
                 "row %u differs: frames %u, %s, %s, kv %s, %u threads, pieces of %u, %u strangers, "
-                "host %llu, disk %llu",
+                "host %llu, disk %llu, vram %llu",
                 i, s->frames, s->policy, s->prefetch, s->format, s->threads, s->piece, s->strangers,
-                (unsigned long long)s->host_bytes, (unsigned long long)s->disk_bytes);
+                (unsigned long long)s->host_bytes, (unsigned long long)s->disk_bytes,
+                (unsigned long long)s->vram_over);
     }
     if (s->frames) {
         if (stats.evictions == 0 || moved == 0)
@@ -161,8 +171,12 @@ static uint64_t check(const setting *s, const rows *expected)
                 (unsigned long long)stats.evictions, (unsigned long long)moved, s->frames,
                 s->policy, s->prefetch);
         if (s->host_bytes == 0) assert_true(stats.disk_to_device_bytes > 0);
-        assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
     }
+    if (s->vram_over) {
+        assert_true(stats.weight_stream_bytes > 0);
+        moved += stats.weight_stream_bytes;
+    }
+    assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
     pllm_engine_close(engine);
     free(r.logits);
     return moved;
@@ -213,6 +227,31 @@ static void full_product(void **state)
                             }
     printf("    %u runs of %u rows equal; %llu MiB came back to the device\n", runs, TOKEN_COUNT,
            (unsigned long long)(moved >> 20));
+    free(expected.logits);
+}
+
+/* Weights that pass through a ring: none of them resident, and some. */
+static void streamed_weights(void **state)
+{
+    (void)state;
+    static const uint32_t threads[] = {1, 2, 4}, pieces[] = {0, 100, 23}, strangers[] = {0, 2};
+    rows expected = plain_run("auto");
+    uint64_t moved = 0;
+    for (uint32_t t = 0; t < 3; t++)
+        for (uint32_t c = 0; c < 3; c++)
+            for (uint32_t a = 0; a < 2; a++)
+                for (uint32_t over = 1; over < 4; over++) {
+                    setting s = {.policy = "static",
+                                 .prefetch = "sequential",
+                                 .format = "auto",
+                                 .threads = threads[t],
+                                 .piece = pieces[c],
+                                 .strangers = strangers[a],
+                                 .host_bytes = 64 << 20,
+                                 .vram_over = over};
+                    moved += check(&s, &expected);
+                }
+    printf("    %llu MiB moved\n", (unsigned long long)(moved >> 20));
     free(expected.logits);
 }
 
@@ -294,6 +333,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_product),
+        cmocka_unit_test(streamed_weights),
         cmocka_unit_test(every_format),
         cmocka_unit_test(forks_and_cuts),
     };

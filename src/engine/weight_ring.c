@@ -1,0 +1,154 @@
+/* weight_ring.c - parts of the weights that do not fit pass through a ring of slots, ahead of use.
+ *
+ *   a pass reads:   layers 1 3 5 7 | tiles 31 33 | (tiles again, for more rows of logits)
+ *   the ring:       slot 0 1 2 0 1 2 ...            then the first layers of the next pass
+ *
+ * Every pass begins with the layers, so when one ends the first of the next are already under way;
+ * how often it needs the output matrix is only known when it begins. Copies run on a stream of
+ * their own, one event a slot. Thread 0 waits for a part before the barrier that ends the part
+ * before it, and refills a slot after the barrier that ends the part in it, so the team needs no
+ * barriers of its own for this.
+ *
+ * A copy that could not be submitted is tried again when its part is needed; only then does it fail
+ * the pass. After a pass that failed, was canceled or left a copy broken, the next one waits for
+ * the stream and starts the ring anew.
+ *
+ * Invariants: 1. left <= entered <= left + 2, as a part is entered before the one before it is
+ * left; entered <= sent <= left + ring_count. 2. Parts left .. sent - 1 are in their slots or on
+ * their way; the team reads those below entered. 3. Where a part is read changes only when the team
+ * does not read it (enter): the same layer may be on its way to a second slot meanwhile. */
+#include <assert.h>
+#include <string.h>
+#include "engine/weights.h"
+
+/* What the pass reads at a position, or the next pass if it is known. */
+static uint32_t part_at(const pllm_weights *weights, uint64_t position)
+{
+    uint64_t layers = weights->streamed_layers;
+    if (position >= weights->pass_end) {
+        position -= weights->pass_end;
+        return position < layers ? weights->order[position] : UINT32_MAX;
+    }
+    if (position >= layers) position = layers + (position - layers) % weights->streamed_tiles;
+    return weights->order[position];
+}
+
+static char *slot_of(const pllm_weights *weights, uint64_t number)
+{
+    pllm_va va = weights->ring_va + number % weights->ring_count * weights->slot_bytes;
+    return weights->device->ops->host_view(weights->device, va);
+}
+
+static int send(pllm_weights *weights, uint32_t part)
+{
+    const pllm_device_ops *ops = weights->device->ops;
+    uint64_t slot = weights->sent % weights->ring_count;
+    pllm_copy copy = {.to = weights->ring_va + slot * weights->slot_bytes,
+                      .from = (uintptr_t)weights->parts[part].home,
+                      .bytes = weights->parts[part].bytes};
+    int status = ops->copy(weights->device, weights->copies, PLLM_COPY_IN, &copy);
+    if (status == PLLM_OK)
+        status = ops->event_record(weights->device, weights->loaded[slot], weights->copies);
+    if (status < 0) return status;
+    weights->sent++;
+    weights->sent_at++;
+    weights->stream_bytes += copy.bytes;
+    return PLLM_OK;
+}
+
+static int fill(pllm_weights *weights)
+{
+    while (weights->sent < weights->left + weights->ring_count) {
+        uint32_t part = part_at(weights, weights->sent_at);
+        if (part == UINT32_MAX) break;
+        int status = send(weights, part);
+        if (status < 0) return status;
+    }
+    return PLLM_OK;
+}
+
+void pllm_weights_begin(pllm_weights *weights, uint32_t output_count)
+{
+    if (weights->ring_count == 0) return;
+    if (weights->primed) {
+        assert(weights->sent_at >= weights->pass_end);
+        weights->sent_at -= weights->pass_end;
+    } else {
+        /* What it reports has failed a pass already. */
+        (void)weights->device->ops->stream_sync(weights->device, weights->copies);
+        weights->sent = weights->entered = weights->left = weights->sent_at = 0;
+        weights->primed = 1;
+    }
+    weights->pass_end = weights->streamed_layers + (uint64_t)output_count * weights->streamed_tiles;
+    (void)fill(weights); /* what fails here is tried again by enter */
+}
+
+int pllm_weights_enter(pllm_weights *weights, uint32_t part)
+{
+    if (!weights->parts[part].streamed) return PLLM_OK;
+    const pllm_device_ops *ops = weights->device->ops;
+    if (weights->sent == weights->entered) {
+        int status = fill(weights);
+        if (weights->sent == weights->entered) return status;
+    }
+    assert(part_at(weights, weights->sent_at - (weights->sent - weights->entered)) == part);
+    pllm_event *loaded = weights->loaded[weights->entered % weights->ring_count];
+    int status = ops->event_query(weights->device, loaded);
+    if (status == 0) {
+        uint64_t start = ops->now_ns(weights->device);
+        status = ops->event_wait(weights->device, loaded, UINT64_MAX);
+        weights->wait_ns += ops->now_ns(weights->device) - start;
+    }
+    if (status < 0) return status;
+    pllm_weights_place(weights, part, slot_of(weights, weights->entered++));
+    return PLLM_OK;
+}
+
+void pllm_weights_leave(pllm_weights *weights, uint32_t part)
+{
+    if (!weights->parts[part].streamed) return;
+#ifdef PLLM_CHECKS
+    memset(slot_of(weights, weights->left), 0xff,
+           weights->slot_bytes); /* NaN: a stale read shows */
+#endif
+    weights->left++;
+    (void)fill(weights);
+}
+
+void pllm_weights_abandon(pllm_weights *weights)
+{
+    weights->primed = 0;
+}
+
+int pllm_weight_ring_open(pllm_weights *weights, pllm_va ring)
+{
+    const pllm_device_ops *ops = weights->device->ops;
+    weights->ring_va = ring;
+    weights->order =
+        pllm_alloc_array(weights->context, weights->part_count, sizeof *weights->order);
+    if (!weights->order)
+        return pllm_fail_memory("the order of weights", weights->part_count * 4ull);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < weights->part_count; i++) {
+        if (!weights->parts[i].streamed) continue;
+        weights->order[count++] = i;
+        if (i < weights->layer_count)
+            weights->streamed_layers++;
+        else
+            weights->streamed_tiles++;
+    }
+    int status = ops->stream_open(weights->device, &weights->copies);
+    for (uint32_t i = 0; status == PLLM_OK && i < weights->ring_count; i++)
+        status = ops->event_open(weights->device, &weights->loaded[i]);
+    return status;
+}
+
+void pllm_weight_ring_close(pllm_weights *weights)
+{
+    if (!weights->device) return;
+    const pllm_device_ops *ops = weights->device->ops;
+    ops->stream_close(weights->device, weights->copies); /* its copies end first */
+    for (uint32_t i = 0; i < WEIGHT_RING; i++)
+        ops->event_close(weights->device, weights->loaded[i]);
+    pllm_free(weights->context, weights->order);
+}
