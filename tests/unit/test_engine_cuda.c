@@ -135,7 +135,7 @@ static void run_setting(const setting *s)
         if (s->share && options.kv_limit_bytes < info.least_kv_bytes)
             options.kv_limit_bytes = info.least_kv_bytes;
         if (s->streams_weights)
-            options.vram_limit_bytes = info.least_vram_bytes + info.weight_bytes / 2;
+            options.vram_limit_bytes = info.least_vram_bytes + info.weight_bytes / 4;
         engine = open_engine(device, &options);
     }
     run_script(engine, s);
