@@ -315,8 +315,7 @@ static int decode_layer(pllm_engine *engine, uint32_t index, pllm_va image, cons
                                .table = state->tables + index * table_bytes(engine),
                                .table_stride = engine->cache.block_max,
                                .chunk_bound = chunk_bound,
-                               .partials = state->partials,
-                               .dependent = !state->blocks.streaming};
+                               .partials = state->partials};
     status = pllm_cuda_blocks_attend(engine, index, &decode);
     if (status < 0) return status;
     status = pllm_cuda_attend_merge(state->attention, state->compute, &decode, state->d_attended,
@@ -663,8 +662,7 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     state->blocks.tables_changed = 0;
     if (status == PLLM_OK) status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
     if (status == PLLM_OK)
-        status =
-            embed(engine, a->prompt_ids, engine->pass.row_count - a->decode_rows, state->p_x);
+        status = embed(engine, a->prompt_ids, engine->pass.row_count - a->decode_rows, state->p_x);
     for (uint32_t layer = 0; status == PLLM_OK && layer < layers; layer++) {
         status = pllm_cuda_blocks_enter(engine, layer);
         if ((status == PLLM_EBUSY || status == PLLM_ENODEVMEM) && layer > state->blocks.left) {
