@@ -476,6 +476,10 @@ static void ctas_go_on_to_other_chunks(void **state)
             ok(pllm_cuda_attend_merge(attention, stream, &d, w.out_there.va, q_count(&w)));
             memory_get(one, w.out_there.va, count * sizeof *one);
             check_bits(&w, one, many, w.rows, "chunk after chunk");
+            for (uint32_t row = 0; row < w.rows; row += 3) {
+                run(&w, row, 1, one);
+                check_bits(&w, one, many + row * q_count(&w), 1, "in a small grid");
+            }
             free(one);
             free(many);
             world_close(&w);

@@ -7,17 +7,19 @@
 #include "kernels/cuda/fatbin.h"
 
 enum {
-    TILE_HEADS =
-        4, /* query heads of a multiply of attention_decode.cu; a CTA has one tile or two */
-    CTA_HEADS = 8,
+    TILE_HEADS = 4, /* query heads of a multiply of attention_decode.cu */
+    CTA_HEADS = 8,  /* a CTA has one tile or two */
     DECODE_WARPS = 4,
     DECODE_THREADS = 128,
     GENERIC_THREADS = 256,
     MERGE_THREADS = 256,
-    MERGE_CHANNELS = 32,
+    MERGE_CHANNELS = 32, /* of the narrow kernel, twice as many of the broad one */
+    MERGE_HEADS = 256,   /* with more heads in all, and at most */
+    MERGE_CHUNKS = 16,   /* of these each, the broad one */
     SEAL_THREADS = 128,
-    WIDE_PER_SM = 2,     /* wide kernels have room for this */
-    GRID_MAX = 65535,    /* y and z of a grid */
+    WIDE_PER_SM = 2,  /* wide kernels have room for this */
+    GRID_MAX = 65535, /* y and z of a grid */
+    CHUNKS_PER_CTA = 4,
     GRID_CTAS = 1 << 12, /* CTAs with nothing to do cost time too */
 };
 
@@ -45,7 +47,7 @@ struct pllm_cuda_attention {
     pllm_device *device;
     uint32_t sm_count, shared_max;
     pllm_cuda_module *modules[MODULES];
-    pllm_cuda_function *fast[FAST_KERNELS][2], *wide[FAST_KERNELS][2], *generic, *merge, *seal,
+    pllm_cuda_function *fast[FAST_KERNELS][2], *wide[FAST_KERNELS][2], *generic, *merge[2], *seal,
         *expand;
 };
 
@@ -111,8 +113,11 @@ static int get_functions(pllm_cuda_attention *attention)
     status = pllm_cuda_function_get(attention->modules[MODULE_GENERIC], "pllm_attend_generic",
                                     generic_shared_bytes(), &attention->generic);
     if (status < 0) return status;
-    status = pllm_cuda_function_get(attention->modules[MODULE_MERGE], "pllm_attend_merge", 0,
-                                    &attention->merge);
+    status = pllm_cuda_function_get(attention->modules[MODULE_MERGE], "pllm_attend_merge_32", 0,
+                                    &attention->merge[0]);
+    if (status < 0) return status;
+    status = pllm_cuda_function_get(attention->modules[MODULE_MERGE], "pllm_attend_merge_64", 0,
+                                    &attention->merge[1]);
     if (status < 0) return status;
     status = pllm_kv_shape_init(&shape, PLLM_INT8, 1, PLLM_HEAD_DIM_MAX);
     if (status < 0) return status;
@@ -231,13 +236,22 @@ static int decode_arguments(const pllm_cuda_decode *decode, pllm_attend_argument
     return PLLM_OK;
 }
 
-/* Chunks side by side, for about this many CTAs in all. */
-static uint32_t grid_chunks(uint64_t columns, uint32_t chunk_bound, uint64_t ctas)
+/* Chunks side by side. CTAs go on to chunks a grid's height further without a pause in their
+ * copies. That gains where instructions bind, in quantised formats, and costs balance: there one
+ * row gets the CTAs that run at once, several get a CTA for four chunks; others one a chunk, up to
+ * a number. */
+static uint32_t grid_chunks(const pllm_cuda_decode *decode, uint64_t columns, uint64_t at_once)
 {
-    uint64_t chunks = ctas / columns;
+    pllm_dtype sealed = decode->kv->shape.sealed;
+    int quantised = sealed == PLLM_INT8 || sealed == PLLM_INT4;
+    uint64_t bound = decode->chunk_bound, chunks = GRID_CTAS / columns + 1;
+    if (quantised && decode->rows == 1)
+        chunks = at_once / columns;
+    else if (quantised && bound * columns > at_once)
+        bound = (bound + CHUNKS_PER_CTA - 1) / CHUNKS_PER_CTA;
     if (chunks == 0) chunks = 1;
-    if (chunks > GRID_MAX) chunks = GRID_MAX;
-    return chunk_bound < chunks ? chunk_bound : (uint32_t)chunks;
+    if (chunks > bound) chunks = bound;
+    return (uint32_t)(chunks < GRID_MAX ? chunks : GRID_MAX);
 }
 
 int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
@@ -265,13 +279,7 @@ int pllm_cuda_attend_decode(pllm_cuda_attention *attention, pllm_stream *stream,
         }
     grid.x = a.kv_heads * a.head_tiles;
     uint64_t columns = (uint64_t)grid.x * grid.z;
-    /* CTAs go on to chunks a grid's height further without a pause in their copies. That gains
-     * where instructions bind (quantised formats) and costs balance: so there one row gets the CTAs
-     * that run at once; everything else one a chunk, up to a number. */
-    int quantised = shape->sealed == PLLM_INT8 || shape->sealed == PLLM_INT4;
-    uint64_t at_once = (uint64_t)attention->sm_count * per_sm;
-    grid.y = grid_chunks(columns, decode->chunk_bound,
-                         quantised && decode->rows == 1 ? at_once : GRID_CTAS + columns);
+    grid.y = grid_chunks(decode, columns, (uint64_t)attention->sm_count * per_sm);
     /* The same arithmetic in the same order, with more copies under way. */
     if (wide && columns * grid.y <= (uint64_t)attention->sm_count * WIDE_PER_SM) {
         function = wide;
@@ -296,13 +304,16 @@ int pllm_cuda_attend_merge(pllm_cuda_attention *attention, pllm_stream *stream,
                          pllm_dtype_name(decode->out_dtype), (unsigned long long)out_stride);
     a.out = out;
     a.out_stride = out_stride;
-    pllm_cuda_grid grid = {.x = a.heads * ((a.head_dim + MERGE_CHANNELS - 1) / MERGE_CHANNELS),
+    int broad =
+        (uint64_t)a.heads * decode->rows > MERGE_HEADS && decode->chunk_bound <= MERGE_CHUNKS;
+    uint32_t channels = broad ? 2 * MERGE_CHANNELS : MERGE_CHANNELS;
+    pllm_cuda_grid grid = {.x = a.heads * ((a.head_dim + channels - 1) / channels),
                            .y = decode->rows,
                            .z = 1,
                            .threads = MERGE_THREADS,
                            .dependent = decode->dependent};
     void *arguments[] = {&a};
-    return pllm_cuda_launch(attention->device, stream, attention->merge, &grid, arguments);
+    return pllm_cuda_launch(attention->device, stream, attention->merge[broad], &grid, arguments);
 }
 
 static int launch_blocks(pllm_cuda_attention *attention, pllm_stream *stream,
