@@ -12,10 +12,16 @@
 #include "engine/perplexity.h"
 #include "engine_support.h"
 
+/* tests/cuda/test_cuda_smollm2.c is this file on a GPU, where activations are rounded to bf16. */
+#ifndef TEST_DEVICE
+#define TEST_DEVICE "host"
+#define TEST_AUTO_GAP 0.05f
+#endif
 #define REFERENCE PLLM_SOURCE_DIR "/tests/reference/smollm2/"
 
-/* Ids must agree until the reference itself was undecided: the two best logits within 0.05. */
-static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, const char *prompt)
+/* Ids must agree until the reference itself was undecided: the two best logits within least_gap. */
+static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, const char *prompt,
+                             float least_gap)
 {
     char name[64];
     uint32_t count, expected_count, gap_count;
@@ -38,7 +44,7 @@ static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, 
     pllm_sequence_close(sequence);
     assert_int_equal(c.count, expected_count);
     uint32_t agreed = 0;
-    while (agreed < expected_count && gap[agreed] >= 0.05f) {
+    while (agreed < expected_count && gap[agreed] >= least_gap) {
         if (c.ids[agreed] != expected[agreed])
             fail_msg("%s: token %u is %u, not %u; the reference's gap there is %.3f", prompt,
                      agreed, c.ids[agreed], expected[agreed], (double)gap[agreed]);
@@ -49,18 +55,19 @@ static uint32_t check_greedy(pllm_engine *engine, const pllm_safetensors *file, 
     return agreed;
 }
 
-static void check_prompts(const char *compute)
+static void check_prompts(const char *compute, float least_gap)
 {
-    pllm_engine_options options = {.struct_bytes = sizeof options, .compute = compute};
+    pllm_engine_options options = {
+        .struct_bytes = sizeof options, .device = TEST_DEVICE, .compute = compute};
     pllm_engine *engine = test_engine_open(test_model_path(PLLM_SOURCE_DIR), &options);
     pllm_safetensors *file;
     assert_int_equal(pllm_safetensors_open(NULL, REFERENCE "smollm2_reference.safetensors", &file),
                      PLLM_OK);
     const char *const prompts[] = {"plain", "chat", "list"};
     uint32_t agreed = 0;
-    for (int i = 0; i < 3; i++) agreed += check_greedy(engine, file, prompts[i]);
+    for (int i = 0; i < 3; i++) agreed += check_greedy(engine, file, prompts[i], least_gap);
     printf("    compute %s: %u greedy ids agree\n", compute, agreed);
-    assert_true(agreed >= 20); /* the reference's gaps leave this many to compare */
+    assert_true(agreed >= (least_gap > 0.05f ? 5 : 20)); /* the gaps leave as many to compare */
     pllm_safetensors_close(file);
     pllm_engine_close(engine);
 }
@@ -68,19 +75,21 @@ static void check_prompts(const char *compute)
 static void greedy_in_f32(void **state)
 {
     (void)state;
-    check_prompts("f32");
+    check_prompts("f32", 0.05f);
 }
 
 static void greedy_by_default(void **state)
 {
     (void)state;
-    check_prompts("auto");
+    check_prompts("auto", TEST_AUTO_GAP);
 }
 
 static double perplexity(const char *kv_format)
 {
-    pllm_engine_options options = {
-        .struct_bytes = sizeof options, .kv_format = kv_format, .context_max = 1024};
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .device = TEST_DEVICE,
+                                   .kv_format = kv_format,
+                                   .context_max = 1024};
     pllm_engine *engine = test_engine_open(test_model_path(PLLM_SOURCE_DIR), &options);
     uint64_t bytes;
     char *text = test_read_file(REFERENCE "perplexity-text.txt", &bytes);
