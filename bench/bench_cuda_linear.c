@@ -212,27 +212,30 @@ static void decode_table(void)
     }
 }
 
-/* Every cluster size, for choosing among them. */
+/* Every way to cut the grid, for choosing among them. */
 static void sweep(void)
 {
     static const pllm_dtype some[] = {PLLM_BF16, PLLM_Q8_0, PLLM_Q4_0};
-    static const uint32_t counts[] = {1, 2, 3, 4, 6, 8, 9, 16};
-    printf("\nGB/s by CTAs that share k: 1, 2, 4, 8\n");
+    static const uint32_t counts[] = {1, 2, 4, 8, 16};
+    printf("\nGB/s by CTAs that share k: 1, 2, 4, 8; for 1, 2, 3 CTAs on an SM\n");
     for (uint32_t d = 0; d < 3; d++)
         for (uint32_t s = 0; s < SHAPES; s++)
             for (uint32_t r = 0; r < sizeof counts / sizeof counts[0]; r++) {
-                printf("%-6s %-20s %2u rows", pllm_dtype_name(some[d]), shapes[s].name, counts[r]);
-                for (uint32_t cluster = 1; cluster <= 8; cluster *= 2) {
-                    pllm_cuda_linear_tune(linear, cluster, 1);
-                    double rate =
-                        decode_rate(some[d], shapes[s].n, shapes[s].k, counts[r],
-                                    (pllm_cuda_epilogue)shapes[s].epilogue, (int)shapes[s].norm);
-                    printf(" %6.0f", rate * 1e-9);
+                printf("%-5s %-18s %2u rows", pllm_dtype_name(some[d]), shapes[s].name, counts[r]);
+                for (uint32_t ctas = 1; ctas <= 3; ctas++) {
+                    printf(" |");
+                    for (uint32_t cluster = 1; cluster <= 8; cluster *= 2) {
+                        pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){cluster, ctas, 0});
+                        double rate = decode_rate(some[d], shapes[s].n, shapes[s].k, counts[r],
+                                                  (pllm_cuda_epilogue)shapes[s].epilogue,
+                                                  (int)shapes[s].norm);
+                        printf(" %4.0f", rate * 1e-9);
+                    }
                 }
                 printf("\n");
                 fflush(stdout);
             }
-    pllm_cuda_linear_tune(linear, 0, 1);
+    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){0});
 }
 
 /* The linear layers of one decode step of Llama-2-7B: 32 layers over as many sets of weights as
@@ -341,7 +344,7 @@ static void prefill_table(void)
         uint32_t n, k;
     } sizes[] = {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};
     for (uint32_t library = 2; library-- > 0;) {
-        pllm_cuda_linear_tune(linear, 0, library);
+        pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){.own = !library});
         printf("\nprefill by %s, TFLOP/s%14s512 rows   2048 rows   8192 rows\n",
                pllm_cuda_linear_library(linear), "");
         for (uint32_t d = 0; d < (library ? 3 : 1); d++)
@@ -360,7 +363,31 @@ static void prefill_table(void)
                 fflush(stdout);
             }
     }
-    pllm_cuda_linear_tune(linear, 0, 1);
+    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){0});
+}
+
+/* Other choices that could be pinned. */
+static void candidates(void)
+{
+    static const struct {
+        uint32_t n, k;
+    } sizes[] = {{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};
+    printf("\nbf16 at 2048 rows, TFLOP/s, by candidate 0, 1, ... when asked for 1024, 2048, 8192 "
+           "rows\n");
+    for (uint32_t s = 0; s < 4; s++) {
+        printf("%5u x %5u", sizes[s].n, sizes[s].k);
+        for (uint32_t asked = 1024; asked <= 8192; asked *= asked == 2048 ? 4 : 2) {
+            printf(" |");
+            for (uint32_t candidate = 0; candidate < 6; candidate++) {
+                pllm_cuda_linear_tune(
+                    linear, &(pllm_cuda_linear_tuning){.candidate = candidate, .asked = asked});
+                printf(" %4.0f", prefill_rate(PLLM_BF16, sizes[s].n, sizes[s].k, 2048) * 1e-12);
+            }
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){0});
 }
 
 int main(int argc, char **argv)
@@ -391,6 +418,7 @@ int main(int argc, char **argv)
     if (!quick) decode_table();
     if (sweeping) sweep();
     if (!quick) prefill_table();
+    if (sweeping && !quick) candidates();
     if (json) {
         fprintf(json, "\n]}\n");
         fclose(json);

@@ -79,7 +79,6 @@ int pllm_cuda_linear_open(const pllm_context *context, pllm_device *device, pllm
     l->context = context;
     l->device = device;
     l->workspace = workspace;
-    l->library = 1;
     l->attributes.struct_bytes = sizeof l->attributes;
     int status = pllm_cuda_attributes_get(device, &l->attributes);
     if (status >= 0) status = load_kernels(l);
@@ -110,15 +109,14 @@ void pllm_cuda_linear_close(pllm_cuda_linear *l)
     pllm_free(l->context, l);
 }
 
-void pllm_cuda_linear_tune(pllm_cuda_linear *l, uint32_t cluster, uint32_t library)
+void pllm_cuda_linear_tune(pllm_cuda_linear *l, const pllm_cuda_linear_tuning *tuning)
 {
-    l->cluster = cluster;
-    l->library = library;
+    l->tuning = *tuning;
 }
 
 const char *pllm_cuda_linear_library(const pllm_cuda_linear *l)
 {
-    return l->blas && l->library ? pllm_cuda_blas_name(l->blas) : "own";
+    return l->blas && !l->tuning.own ? pllm_cuda_blas_name(l->blas) : "own";
 }
 
 static int check_matrix(const pllm_cuda_matrix *m)
@@ -253,7 +251,7 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
     uint32_t matrices = p->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1;
     uint64_t bytes = (uint64_t)rows * shape.x_row_bytes +
                      (uint64_t)shape.x_blocks * columns * (dtype == PLLM_Q4_1 ? 8 : 4) +
-                     matrices * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4;
+                     matrices * 2 * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4;
     shape.shared_bytes = bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)bytes;
     return shape;
 }
@@ -262,8 +260,25 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
 static uint32_t choose_cluster_shift(const pllm_cuda_linear *l, uint32_t rows)
 {
     if (l->attributes.major < 9) return 0;
-    if (l->cluster) return l->cluster >= 8 ? 3 : l->cluster >= 4 ? 2 : l->cluster >= 2 ? 1 : 0;
+    uint32_t cluster = l->tuning.cluster;
+    if (cluster) return cluster >= 8 ? 3 : cluster >= 4 ? 2 : cluster >= 2 ? 1 : 0;
     return rows <= 1 ? 0 : rows <= 4 ? 2 : 3;
+}
+
+/* Clusters that run at the same time, each taking sets of tiles in turn. Those of several CTAs must
+ * lie within a part of the GPU, so that not every place can be filled. */
+static uint32_t clusters_at_once(const pllm_cuda_linear *l, const decode_shape *shape,
+                                 uint32_t ctas_per_sm)
+{
+    enum { RESERVED = 1024 }; /* bytes of shared memory that each CTA costs besides */
+    uint32_t fit =
+        (l->attributes.shared_per_block_max + RESERVED) / (shape->shared_bytes + RESERVED);
+    if (l->tuning.ctas_per_sm) ctas_per_sm = l->tuning.ctas_per_sm;
+    if (fit < ctas_per_sm) ctas_per_sm = fit;
+    uint32_t ctas = l->attributes.sm_count * ctas_per_sm;
+    if (shape->cluster_shift) ctas = ctas / 16 * 15;
+    uint32_t clusters = ctas >> shape->cluster_shift;
+    return clusters ? clusters : 1;
 }
 
 /* Rows row_first .. of a product, at most 16; as many as shared memory has room for. */
@@ -303,8 +318,11 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
         .epsilon = p->epsilon,
     };
     void *parameters[] = {&arguments};
-    uint32_t ctas = 1u << shape.cluster_shift, tiles = (m->n + 15) / 16;
-    pllm_cuda_grid grid = {.x = (tiles + ctas - 1) / ctas * ctas,
+    uint32_t ctas = 1u << shape.cluster_shift, sets = ((m->n + 15) / 16 + ctas - 1) / ctas;
+    uint32_t clusters =
+        clusters_at_once(l, &shape, is_plain(m->dtype) ? DECODE_CTAS_PLAIN : DECODE_CTAS_BLOCKS);
+    uint32_t turns = (sets + clusters - 1) / clusters;
+    pllm_cuda_grid grid = {.x = (sets + turns - 1) / turns * ctas,
                            .y = 1,
                            .z = 1,
                            .threads = 256,

@@ -82,11 +82,15 @@ int pllm_cuda_linear_decode(pllm_cuda_linear *linear, pllm_stream *stream,
 int pllm_cuda_linear_prefill(pllm_cuda_linear *linear, pllm_stream *stream,
                              const pllm_cuda_product *product);
 
-/* For benches and tests. cluster: CTAs that share one k (1, 2, 4, 8; 0: the choice of the launch),
- * which changes no bits. library: 0 keeps prefill off cuBLASLt, which changes them. */
-void pllm_cuda_linear_tune(pllm_cuda_linear *linear, uint32_t cluster, uint32_t library);
-/* The library that multiplies in prefill ("cuBLASLt 13.1.0" or "own"), and whether this product
- * would run on it. Static storage or the object's. */
+/* For benches and tests: 0 leaves the choice to the launch. The last three change bits. */
+typedef struct pllm_cuda_linear_tuning {
+    uint32_t cluster;          /* CTAs that share one k: 1, 2, 4 or 8 */
+    uint32_t ctas_per_sm;      /* how many run at once, before those of the next launch */
+    uint32_t own;              /* 1: prefill without cuBLASLt */
+    uint32_t candidate, asked; /* another choice of cuBLASLt's: see linear_blas.h */
+} pllm_cuda_linear_tuning;
+void pllm_cuda_linear_tune(pllm_cuda_linear *linear, const pllm_cuda_linear_tuning *tuning);
+/* What multiplies in prefill: "cuBLASLt 13.1.0" or "own". The object's storage. */
 const char *pllm_cuda_linear_library(const pllm_cuda_linear *linear);
 
 #endif

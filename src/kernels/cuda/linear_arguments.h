@@ -5,10 +5,12 @@
 #include <stdint.h>
 
 enum {
-    DECODE_SLICES =
-        8, /* k is cut into so many parts, whatever else; sums go through them in order */
-    DECODE_ROWS = 16,       /* rows of x at most; also rows of W a tile */
+    DECODE_SLICES = 8, /* k is cut into so many parts, whatever else; sums are in their order */
+    DECODE_ROWS = 16,  /* rows of x at most; also rows of W a tile */
     DECODE_GROUP_UNITS = 4, /* a slice is whole groups of units (linear_format.h), F32: of 2 */
+    DECODE_DEPTH = 4,       /* 16-byte loads a lane has in flight from each of its two rows */
+    DECODE_CTAS_PLAIN = 3,  /* on one SM at a time; registers are allotted for so many */
+    DECODE_CTAS_BLOCKS = 2,
 };
 
 /* linear_decode.cu. A cluster of C = 1 << cluster_shift CTAs owns C tiles of 16 rows of W; each CTA
@@ -47,7 +49,8 @@ typedef struct pack_arguments {
 
 typedef struct expand_arguments { /* packed rows to dense bf16 rows of k */
     uint64_t from, row_bytes, to;
-    uint32_t k, scale_bytes;
+    uint32_t k, scale_bytes, rows;
+    uint32_t pieces; /* of a row: 16 bytes of quants each, or 8 elements of f32 */
     int32_t dtype;
 } expand_arguments;
 

@@ -37,13 +37,16 @@ enum { REFERENCE_ROWS = 2048, CANDIDATES = 32, PINNED_MAX = 256 };
     X(algorithm_get, "cublasLtMatmulAlgoConfigGetAttribute",                                       \
       (const blas_algorithm *algorithm, int attribute, void *value, size_t bytes,                  \
        size_t *written))                                                                           \
+    X(check, "cublasLtMatmulAlgoCheck",                                                            \
+      (void *handle, void *desc, void *a, void *b, void *c, void *d,                               \
+       const blas_algorithm *algorithm, blas_result *result))                                      \
     X(multiply, "cublasLtMatmul",                                                                  \
       (void *handle, void *desc, const void *alpha, const void *a, void *a_layout, const void *b,  \
        void *b_layout, const void *beta, const void *c, void *c_layout, void *d, void *d_layout,   \
        const blas_algorithm *algorithm, void *workspace, size_t workspace_bytes, void *stream))
 
 typedef struct pinned {
-    uint32_t n, k, dtype, out_dtype, add, aligned;
+    uint32_t n, k, dtype, out_dtype, add, aligned, candidate, asked;
     int found;
     blas_algorithm algorithm;
 } pinned;
@@ -170,10 +173,27 @@ static int keeps_order(pllm_cuda_blas *blas, const blas_algorithm *algorithm)
     return split <= 1 && reduction == 0;
 }
 
+/* Does it take every number of rows? Asked for some that differ in what divides them. */
+static int takes_rows(pllm_cuda_blas *blas, const pllm_cuda_blas_product *p,
+                      const blas_algorithm *algorithm)
+{
+    static const uint32_t some[] = {1, 7, 8, 16, 60, 129, 512, 8192};
+    for (uint32_t i = 0; i < sizeof some / sizeof some[0]; i++) {
+        void *layouts[3];
+        blas_result result = {0};
+        if (layouts_create(blas, p, some[i], layouts) < 0) return 0;
+        int refused = blas->check(blas->handle, blas->desc, layouts[0], layouts[1], layouts[2],
+                                  layouts[2], algorithm, &result);
+        layouts_destroy(blas, layouts);
+        if (refused || result.workspace_bytes > PLLM_CUDA_BLAS_WORKSPACE) return 0;
+    }
+    return 1;
+}
+
 static int choose(pllm_cuda_blas *blas, const pllm_cuda_blas_product *p, pinned *pin)
 {
     void *layouts[3], *preference = NULL;
-    int status = layouts_create(blas, p, REFERENCE_ROWS, layouts);
+    int status = layouts_create(blas, p, pin->asked ? pin->asked : REFERENCE_ROWS, layouts);
     if (status < 0) return status;
     uint64_t workspace = PLLM_CUDA_BLAS_WORKSPACE;
     uint32_t reduction = 0, alignment = pin->aligned ? 16 : 4;
@@ -191,8 +211,12 @@ static int choose(pllm_cuda_blas *blas, const pllm_cuda_blas_product *p, pinned 
     if (blas->heuristic(blas->handle, blas->desc, layouts[0], layouts[1], layouts[2], layouts[2],
                         preference, CANDIDATES, results, &count))
         count = 0;
+    uint32_t skipped = 0;
     for (int i = 0; i < count && !pin->found; i++) {
-        if (results[i].state || !keeps_order(blas, &results[i].algorithm)) continue;
+        if (results[i].state || !keeps_order(blas, &results[i].algorithm) ||
+            !takes_rows(blas, p, &results[i].algorithm))
+            continue;
+        if (skipped++ < pin->candidate) continue;
         pin->algorithm = results[i].algorithm;
         pin->found = 1;
     }
@@ -207,12 +231,14 @@ static int find(pllm_cuda_blas *blas, const pllm_cuda_blas_product *p, pinned **
 {
     uint32_t bytes = p->out_dtype == PLLM_F32 ? 4 : 2;
     uint64_t all = p->x | p->w | p->out | p->x_stride * 2 | p->w_stride * 2 | p->out_stride * bytes;
-    pinned wanted = {p->n, p->k, p->dtype, p->out_dtype, p->add, all % 16 == 0, 0, {{0}}};
+    pinned wanted = {p->n,         p->k,     p->dtype, p->out_dtype, p->add, all % 16 == 0,
+                     p->candidate, p->asked, 0,        {{0}}};
     for (uint32_t i = 0; i < blas->pinned_count; i++) {
         pinned *pin = &blas->pinned[i];
         if (pin->n == wanted.n && pin->k == wanted.k && pin->dtype == wanted.dtype &&
             pin->out_dtype == wanted.out_dtype && pin->add == wanted.add &&
-            pin->aligned == wanted.aligned) {
+            pin->aligned == wanted.aligned && pin->candidate == wanted.candidate &&
+            pin->asked == wanted.asked) {
             *pin_out = pin;
             return PLLM_OK;
         }
@@ -245,8 +271,6 @@ int pllm_cuda_blas_multiply(pllm_cuda_blas *blas, pllm_stream *stream, pllm_va w
                                 PLLM_CUDA_BLAS_WORKSPACE, pllm_cuda_stream_handle(stream));
     layouts_destroy(blas, layouts);
     if (!native) return PLLM_OK;
-    enum { INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
-    if (native == INVALID_VALUE || native == NOT_SUPPORTED) return PLLM_EUNSUPPORTED;
     return pllm_fail(PLLM_EDEVICE, native, "%s failed to multiply %u rows by %u x %u (status %d)",
                      blas->name, p->m, p->n, p->k, native);
 }

@@ -21,6 +21,9 @@ typedef struct pllm_cuda_blas_product {
     uint32_t m, n, k;
     pllm_dtype dtype, out_dtype;
     uint32_t add; /* out_dtype F32 */
+    /* For benches; part of what is pinned. */
+    uint32_t candidate; /* the how manieth of the library's proposals, from 0 */
+    uint32_t asked;     /* the rows it is asked for; 0: as always */
 } pllm_cuda_blas_product;
 
 /* EUNSUPPORTED where there is no such library (or an unfit one); ENOMEM, EDEVICE. library: a file

@@ -141,7 +141,8 @@ __device__ __forceinline__ float2 unpack_f16(uint32_t both)
 template <int DTYPE> struct format {
     static constexpr bool blocks = DTYPE == PLLM_Q8_0 || DTYPE == PLLM_Q4_0 || DTYPE == PLLM_Q4_1;
     static constexpr int loads = DTYPE == PLLM_F32 ? 2 : 1;
-    static constexpr int units = DECODE_GROUP_UNITS / loads;
+    static constexpr int group = DECODE_GROUP_UNITS / loads; /* units: slices are whole groups */
+    static constexpr int depth = blocks ? 4 : DECODE_DEPTH / loads; /* units in flight */
     static constexpr int unit_k = DTYPE == PLLM_Q8_0 ? 64 : blocks ? 128 : 32;
     static constexpr int unit_bytes = 64 * loads;
     /* A lane's registers of scales of one row and one group: those of the blocks of unit t. */
@@ -152,11 +153,11 @@ template <int DTYPE> struct format {
 };
 
 template <int DTYPE>
-__device__ __forceinline__ void load_scales(uint32_t *scales, const uint8_t *row, uint32_t group,
+__device__ __forceinline__ void load_scales(uint32_t *scales, const uint8_t *row, uint32_t unit,
                                             uint32_t t)
 {
     constexpr int words = format<DTYPE>::scale_words;
-    const uint8_t *at = row + (group * 4 + t) * (words * 4);
+    const uint8_t *at = row + (unit + t) * (words * 4);
     if constexpr (words == 1) {
         scales[0] = __ldg((const uint32_t *)at);
     } else if constexpr (words == 2) {
@@ -168,9 +169,21 @@ __device__ __forceinline__ void load_scales(uint32_t *scales, const uint8_t *row
     }
 }
 
-/* The order in which eight slices are added. */
-__device__ __forceinline__ float add_slices(const float *p)
+/* Adds up the eight slices in their one order. A CTA has 8 >> cluster_shift of them, stride apart,
+ * at the same place in each CTA. */
+__device__ __forceinline__ float add_slices(const float *at, uint32_t stride,
+                                            uint32_t cluster_shift)
 {
+    float p[DECODE_SLICES];
+    if (cluster_shift == 0) {
+#pragma unroll
+        for (int s = 0; s < DECODE_SLICES; s++) p[s] = at[s * stride];
+    } else {
+        uint32_t shift = 3 - cluster_shift;
+#pragma unroll
+        for (int s = 0; s < DECODE_SLICES; s++)
+            p[s] = load_remote(at + (s & ((1 << shift) - 1)) * stride, s >> shift);
+    }
     return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
 }
 
@@ -234,7 +247,7 @@ __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x
                           uint32_t groups)
 {
     typedef format<DTYPE> F;
-    constexpr uint32_t group_k = F::units * F::unit_k;
+    constexpr uint32_t group_k = F::group * F::unit_k;
     constexpr int BATCH = 4;
     uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
     uint32_t k_first = slice_first * groups / DECODE_SLICES * group_k; /* of the CTA */
@@ -287,7 +300,7 @@ template <int DTYPE>
 __device__ __forceinline__ void prefetch_norm(const decode_arguments &a, uint32_t slice_first,
                                               uint32_t slice_count, uint32_t groups)
 {
-    constexpr uint32_t group_k = format<DTYPE>::units * format<DTYPE>::unit_k;
+    constexpr uint32_t group_k = format<DTYPE>::group * format<DTYPE>::unit_k;
     uint32_t k_begin = slice_first * groups / DECODE_SLICES * group_k;
     uint32_t k_end = min((slice_first + slice_count) * groups / DECODE_SLICES * group_k, a.k);
     for (uint32_t i = k_begin + threadIdx.x * 32; i < k_end; i += blockDim.x * 32)
@@ -396,49 +409,50 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     uint32_t ctas = 1u << a.cluster_shift, rank = blockIdx.x & (ctas - 1);
     uint32_t slice_count = DECODE_SLICES >> a.cluster_shift, slice_first = rank * slice_count;
-    uint32_t groups = (a.units + F::units - 1) / F::units;
-    uint32_t tile_local = warp / slice_count;
-    uint32_t slice = slice_first + warp % slice_count;
-    uint32_t group_first = slice * groups / DECODE_SLICES;
-    uint32_t group_end = (slice + 1) * groups / DECODE_SLICES;
-    uint32_t cta_unit = slice_first * groups / DECODE_SLICES * F::units;
+    uint32_t groups = (a.units + F::group - 1) / F::group;
+    uint32_t slice = slice_first + warp % slice_count, tile_local = warp / slice_count;
+    uint32_t unit_first = slice * groups / DECODE_SLICES * F::group;
+    uint32_t unit_end = min((slice + 1) * groups / DECODE_SLICES * F::group, a.units);
+    uint32_t cta_unit = slice_first * groups / DECODE_SLICES * F::group;
+    uint32_t step =
+        gridDim.x >> a.cluster_shift; /* in sets of C tiles, which a cluster takes in turn */
+    uint32_t set_count = ((a.n + 15) / 16 + ctas - 1) >> a.cluster_shift;
 
     uint8_t *x_shared = (uint8_t *)shared_memory;
     float *x_scale = (float *)(x_shared + a.rows * a.x_row_bytes);
-    float *partial = x_scale + a.x_blocks * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1);
-    float *squares = partial + a.matrices * 8 * 16 * columns;
+    float *squares = x_scale + a.x_blocks * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1);
+    float *partials = squares + DECODE_SLICES * DECODE_ROWS; /* two buffers, used in turn */
 
-    /* The first group of W. */
-    const uint8_t *row[2], *quants[2];
+    const uint8_t *row[2]; /* what is loaded next comes from these two rows of W */
+    auto go_to = [&](uint32_t set, uint32_t matrix) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        uint32_t from = ((blockIdx.x & ~(ctas - 1)) + tile_local) * 16 + g + h * 8;
-        row[h] = (const uint8_t *)a.matrix[0] + min(from, a.n - 1) * a.row_bytes;
-        quants[h] = row[h] + a.scale_bytes + t * 16;
-    }
-    uint4 w[F::units][2][F::loads];
-    uint32_t scales[2][4];
-    if (group_first < group_end) {
-#pragma unroll
-        for (int j = 0; j < F::units; j++) {
-            uint32_t unit = group_first * F::units + j;
-            if (unit >= a.units) break;
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-#pragma unroll
-                for (int i = 0; i < F::loads; i++)
-                    w[j][h][i] = load_stream(quants[h] + unit * F::unit_bytes + i * 64);
+        for (int h = 0; h < 2; h++) {
+            uint32_t n = (set * ctas + tile_local) * 16 + g + h * 8;
+            row[h] = (const uint8_t *)a.matrix[matrix] + min(n, a.n - 1) * a.row_bytes;
         }
+    };
+    uint4 w[F::depth][2][F::loads];
+    auto load = [&](int j, uint32_t unit) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], group_first, t);
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int i = 0; i < F::loads; i++)
+                w[j][h][i] =
+                    load_stream(row[h] + a.scale_bytes + t * 16 + unit * F::unit_bytes + i * 64);
+    };
+    uint32_t scales[2][4];
+    uint32_t set = blockIdx.x >> a.cluster_shift;
+    go_to(set, 0);
+    if (unit_first < unit_end) {
+#pragma unroll
+        for (int j = 0; j < F::depth; j++)
+            if (unit_first + j < unit_end) load(j, unit_first + j);
+#pragma unroll
+        for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], unit_first, t);
     }
     if (a.norm_weight) prefetch_norm<DTYPE>(a, slice_first, slice_count, groups);
     let_next_kernel_start();
     wait_for_kernel_before();
-    /* Each thread finishes one output at the end; what is there to add to is on its way early. */
-    uint32_t n = blockIdx.x * 16 + threadIdx.x % 16, column = threadIdx.x / 16;
-    float *out = (float *)a.out + column * a.out_stride + n, before = 0.0f;
-    if (a.epilogue == 1 && column < a.rows && n < a.n) before = __ldcg(out);
     convert_x<DTYPE, columns>(a, x_shared, x_scale, squares, slice_first, slice_count, groups);
     if (ctas > 1)
         __syncthreads();
@@ -450,91 +464,81 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 #pragma unroll
     for (int n = 0; n < TILES; n++)
         x[n] = x_shared + min(g + n * 8, a.rows - 1) * a.x_row_bytes + t * 16;
-    for (uint32_t matrix = 0; matrix < a.matrices; matrix++) {
-        float sum[TILES][4] = {};
-        for (uint32_t group = group_first; group < group_end; group++) {
-            /* What is loaded while this group is multiplied: the next one, then the other matrix.
-             */
-            int more = group + 1 < group_end, last = !more && matrix + 1 == a.matrices;
-            uint32_t next = more ? group + 1 : group_first, next_scales[2][4];
-            if (!more && !last) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    row[h] += a.matrix[1] - a.matrix[0];
-                    quants[h] += a.matrix[1] - a.matrix[0];
-                }
-            }
-            if (F::blocks && !last) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) load_scales<DTYPE>(next_scales[h], row[h], next, t);
-            }
-#pragma unroll
-            for (int j = 0; j < F::units; j++) {
-                uint32_t unit = group * F::units + j;
-                if (unit < a.units) {
-                    if constexpr (F::blocks)
-                        multiply_blocks<DTYPE, TILES>(sum, w[j], x, x_scale, scales,
-                                                      unit - cta_unit, j);
+
+    float factor = 0.0f; /* of the norm, once it is known */
+    for (uint32_t buffer = 0; set < set_count; set += step, buffer ^= 1) {
+        float *partial = partials + buffer * a.matrices * 8 * 16 * columns;
+        /* CTA rank finishes tile rank of the set, each thread one output. */
+        uint32_t n = (set * ctas + rank) * 16 + threadIdx.x % 16, column = threadIdx.x / 16;
+        int mine = column < a.rows && n < a.n;
+
+        for (uint32_t matrix = 0; matrix < a.matrices; matrix++) {
+            float sum[TILES][4] = {};
+            for (uint32_t first = unit_first; first < unit_end; first += F::depth) {
+                /* What is loaded while these units are multiplied: the next ones of these rows, or
+                 * the first of the other matrix or of the next set. */
+                uint32_t next = first + F::depth, next_scales[2][4];
+                int last = 0;
+                if (next >= unit_end) {
+                    next = unit_first;
+                    if (matrix + 1 < a.matrices)
+                        go_to(set, 1);
+                    else if (set + step < set_count)
+                        go_to(set + step, 0);
                     else
-                        multiply_plain<DTYPE, TILES>(sum, w[j], x, unit - cta_unit);
+                        last = 1;
                 }
-                unit = next * F::units + j;
-                if (!last && unit < a.units) {
+                if (F::blocks && !last) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) load_scales<DTYPE>(next_scales[h], row[h], next, t);
+                }
+#pragma unroll
+                for (int j = 0; j < F::depth; j++) {
+                    if (first + j < unit_end) {
+                        if constexpr (F::blocks)
+                            multiply_blocks<DTYPE, TILES>(sum, w[j], x, x_scale, scales,
+                                                          first + j - cta_unit, j);
+                        else
+                            multiply_plain<DTYPE, TILES>(sum, w[j], x, first + j - cta_unit);
+                    }
+                    if (!last && next + j < unit_end) load(j, next + j);
+                }
+                if (F::blocks && !last) {
 #pragma unroll
                     for (int h = 0; h < 2; h++)
 #pragma unroll
-                        for (int i = 0; i < F::loads; i++)
-                            w[j][h][i] = load_stream(quants[h] + unit * F::unit_bytes + i * 64);
+                        for (int i = 0; i < F::scale_words; i++) scales[h][i] = next_scales[h][i];
                 }
             }
-            if (F::blocks && !last) {
+            /* partial: [matrix][tile][slice][column][row of the tile] */
+            float *to = partial + (matrix * 8 + warp) * 16 * columns + t * 32 + g;
 #pragma unroll
-                for (int h = 0; h < 2; h++)
+            for (int i = 0; i < TILES; i++)
 #pragma unroll
-                    for (int i = 0; i < F::scale_words; i++) scales[h][i] = next_scales[h][i];
-            }
+                for (int c = 0; c < 4; c++) to[i * 128 + c % 2 * 16 + c / 2 * 8] = sum[i][c];
         }
+        float *out = (float *)a.out + column * a.out_stride + n, before = 0.0f;
+        if (a.epilogue == 1 && mine) before = __ldcg(out);
+        /* One barrier a set: who comes to the next one has done with this one's other buffer. */
+        if (ctas > 1)
+            cluster_arrive(), cluster_wait();
+        else
+            __syncthreads();
 
-        /* partial: [matrix][tile][slice][column][row of the tile] */
-        float *to = partial + (matrix * 8 + warp) * 16 * columns + t * 32 + g;
-#pragma unroll
-        for (int n = 0; n < TILES; n++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) to[n * 128 + c % 2 * 16 + c / 2 * 8] = sum[n][c];
-    }
-    if (ctas > 1)
-        cluster_arrive(), cluster_wait();
-    else
-        __syncthreads();
-
-    /* CTA rank finishes tile rank. */
-    if (column < a.rows) {
-        float parts[2][8], norm[8];
+        if (column >= a.rows) continue;
+        if (a.norm_weight && factor == 0.0f) {
+            float square = add_slices(squares + column, DECODE_ROWS, a.cluster_shift);
+            factor = 1.0f / sqrtf(square / (float)a.k + a.epsilon);
+        }
         const float *at = partial + rank * slice_count * 16 * columns + column * 16 + n % 16;
-#pragma unroll
-        for (int s = 0; s < DECODE_SLICES; s++) {
-            uint32_t owner = s >> (3 - a.cluster_shift), local = s & (slice_count - 1);
-            const float *mine = at + local * 16 * columns;
-            const float *square = squares + local * DECODE_ROWS + column;
-            norm[s] = 0.0f;
-            if (ctas > 1) {
-                parts[0][s] = load_remote(mine, owner);
-                if (a.matrices > 1) parts[1][s] = load_remote(mine + 8 * 16 * columns, owner);
-                if (a.norm_weight) norm[s] = load_remote(square, owner);
-            } else {
-                parts[0][s] = *mine;
-                if (a.matrices > 1) parts[1][s] = mine[8 * 16 * columns];
-                if (a.norm_weight) norm[s] = *square;
-            }
-        }
-        float result = add_slices(parts[0]), factor = 1.0f;
-        if (a.norm_weight) factor = 1.0f / sqrtf(add_slices(norm) / (float)a.k + a.epsilon);
-        result *= factor;
+        float result = add_slices(at, 16 * columns, a.cluster_shift);
+        if (a.norm_weight) result *= factor;
         if (a.matrices > 1) {
-            float up = add_slices(parts[1]) * factor;
+            float up = add_slices(at + 8 * 16 * columns, 16 * columns, a.cluster_shift);
+            if (a.norm_weight) up *= factor;
             result = result / (1.0f + expf(-result)) * up;
         }
-        if (n < a.n) *out = a.epilogue == 1 ? before + result : result;
+        if (mine) *out = a.epilogue == 1 ? before + result : result;
     }
     if (ctas > 1) cluster_arrive_relaxed(), cluster_wait(); /* others may still be reading ours */
 }
@@ -553,9 +557,9 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
         decode<DTYPE, 2>(a);                                                \
     }
 
-DECODE(f32, PLLM_F32, 3)
-DECODE(f16, PLLM_F16, 3)
-DECODE(bf16, PLLM_BF16, 3)
-DECODE(q8_0, PLLM_Q8_0, 2)
-DECODE(q4_0, PLLM_Q4_0, 2)
-DECODE(q4_1, PLLM_Q4_1, 2)
+DECODE(f32, PLLM_F32, DECODE_CTAS_PLAIN)
+DECODE(f16, PLLM_F16, DECODE_CTAS_PLAIN)
+DECODE(bf16, PLLM_BF16, DECODE_CTAS_PLAIN)
+DECODE(q8_0, PLLM_Q8_0, DECODE_CTAS_BLOCKS)
+DECODE(q4_0, PLLM_Q4_0, DECODE_CTAS_BLOCKS)
+DECODE(q4_1, PLLM_Q4_1, DECODE_CTAS_BLOCKS)

@@ -23,8 +23,7 @@ struct pllm_cuda_linear {
     pllm_cuda_function *decode_f32, *prefill_f32, *pack, *expand, *convert;
     pllm_cuda_function *tile_bf16, *tile_f16;
     pllm_cuda_blas *blas; /* NULL: own kernels */
-    uint32_t cluster;     /* 0: the launch chooses */
-    uint32_t library;     /* 0: own kernels even with blas */
+    pllm_cuda_linear_tuning tuning;
 };
 
 /* EINVAL unless the product makes sense, for decode or for prefill. */

@@ -194,48 +194,11 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-/* Packed rows to dense bf16: a thread 8 elements, 16 bytes of the result; k % 8 == 0. */
-extern "C" __global__ void __launch_bounds__(256)
-    pllm_linear_expand(const __grid_constant__ expand_arguments a)
+namespace
 {
-    uint32_t k = (blockIdx.x * 256 + threadIdx.x) * 8;
-    if (k >= a.k) return;
-    const uint8_t *row = (const uint8_t *)a.from + blockIdx.y * a.row_bytes;
-    float v[8];
-    if (a.dtype == PLLM_F32) {
-        float4 p = __ldg((const float4 *)(row + k * 4ull));
-        float4 q = __ldg((const float4 *)(row + k * 4ull + 16));
-        v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w;
-        v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
-    } else {
-        uint32_t block = k / 32, high;
-        const uint8_t *at = row + a.scale_bytes + pllm_packed_quant(a.dtype, k, &high);
-        const __half *scales = (const __half *)row;
-        if (a.dtype == PLLM_Q8_0) {
-            uint2 q = __ldg((const uint2 *)at);
-            float d = __half2float(scales[block]);
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                v[i] = d * (float)(int8_t)((i < 4 ? q.x : q.y) >> (i % 4 * 8));
-        } else {
-            uint32_t q = __ldg((const uint32_t *)at);
-            float d, m = 0.0f;
-            if (a.dtype == PLLM_Q4_0) {
-                d = __half2float(scales[block]);
-            } else {
-                d = __half2float(scales[block * 2]);
-                m = __half2float(scales[block * 2 + 1]);
-            }
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                int nibble = (int)(q >> (i % 4 * 8 + i / 4 * 4)) & 15;
-                if (a.dtype == PLLM_Q4_0)
-                    v[i] = d * (float)((nibble ^ 8) - 8);
-                else
-                    v[i] = d * (float)nibble + m;
-            }
-        }
-    }
+
+__device__ __forceinline__ void store_eight(__nv_bfloat16 *to, const float (&v)[8])
+{
     uint4 out;
     uint32_t *words = (uint32_t *)&out;
 #pragma unroll
@@ -243,7 +206,63 @@ extern "C" __global__ void __launch_bounds__(256)
         __nv_bfloat162 both = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
         words[i] = *(uint32_t *)&both;
     }
-    *(uint4 *)((__nv_bfloat16 *)a.to + (uint64_t)blockIdx.y * a.k + k) = out;
+    *(uint4 *)to = out;
+}
+
+} // namespace
+
+/* Packed rows to dense bf16, k % 8 == 0: a thread 16 bytes of quants, that is 8 elements of each
+ * block of a unit; four threads store 64 bytes side by side. */
+extern "C" __global__ void __launch_bounds__(256)
+    pllm_linear_expand(const __grid_constant__ expand_arguments a)
+{
+    uint32_t index = blockIdx.x * 256 + threadIdx.x, line = index / a.pieces;
+    uint32_t piece = index % a.pieces;
+    if (line >= a.rows) return;
+    const uint8_t *row = (const uint8_t *)a.from + line * a.row_bytes;
+    __nv_bfloat16 *to = (__nv_bfloat16 *)a.to + (uint64_t)line * a.k;
+    float v[8];
+    if (a.dtype == PLLM_F32) {
+        float4 p = __ldg((const float4 *)row + piece * 2);
+        float4 q = __ldg((const float4 *)row + piece * 2 + 1);
+        v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w;
+        v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
+        store_eight(to + piece * 8, v);
+        return;
+    }
+    uint32_t unit = piece / 4, t = piece % 4;
+    uint4 quants = __ldg((const uint4 *)(row + a.scale_bytes) + piece);
+    const uint32_t q[4] = {quants.x, quants.y, quants.z, quants.w};
+    if (a.dtype == PLLM_Q8_0) {
+        __half2 d = __ldg((const __half2 *)row + unit);
+#pragma unroll
+        for (int b = 0; b < 2; b++) {
+            uint32_t k = (unit * 2 + b) * 32 + t * 8;
+            float scale = b ? __high2float(d) : __low2float(d);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                v[i] = scale * (float)(int8_t)(q[b * 2 + i / 4] >> (i % 4 * 8));
+            if (k < a.k) store_eight(to + k, v);
+        }
+        return;
+    }
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        uint32_t block = unit * 4 + b, k = block * 32 + t * 8;
+        if (k >= a.k) return;
+        if (a.dtype == PLLM_Q4_0) {
+            float d = __half2float(__ldg((const __half *)row + block));
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                v[i] = d * (float)((int32_t)(q[b] << (28 - i % 4 * 8 - i / 4 * 4)) >> 28);
+        } else {
+            float2 both = __half22float2(__ldg((const __half2 *)row + block));
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                v[i] = both.x * (float)(q[b] >> (i % 4 * 8 + i / 4 * 4) & 15) + both.y;
+        }
+        store_eight(to + k, v);
+    }
 }
 
 /* Rows of x to dense bf16 or f16 (saturated) rows. */

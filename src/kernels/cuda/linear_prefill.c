@@ -26,7 +26,7 @@ static int prefill_f32(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
 
 static int multiply(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_blas_product *b)
 {
-    if (l->blas && l->library) {
+    if (l->blas && !l->tuning.own) {
         int status = pllm_cuda_blas_multiply(l->blas, stream, l->workspace, b);
         if (status != PLLM_EUNSUPPORTED) return status;
     }
@@ -59,10 +59,13 @@ static int expand(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_matr
         .to = to,
         .k = m->k,
         .scale_bytes = pllm_packed_scale_bytes(m->dtype, m->k),
+        .pieces = m->dtype == PLLM_F32 ? (m->k + 7) / 8 : pllm_packed_units(m->dtype, m->k) * 4,
+        .rows = row_count,
         .dtype = m->dtype,
     };
     void *parameters[] = {&arguments};
-    pllm_cuda_grid grid = {.x = (m->k + 2047) / 2048, .y = row_count, .z = 1, .threads = 256};
+    uint64_t threads = (uint64_t)row_count * arguments.pieces;
+    pllm_cuda_grid grid = {.x = (uint32_t)((threads + 255) / 256), .y = 1, .z = 1, .threads = 256};
     return pllm_cuda_launch(l->device, stream, l->expand, &grid, parameters);
 }
 
@@ -131,6 +134,8 @@ int pllm_cuda_linear_prefill(pllm_cuda_linear *l, pllm_stream *stream, const pll
                 .dtype = dtype,
                 .out_dtype = p->out_dtype,
                 .add = p->epilogue == PLLM_CUDA_ADD,
+                .candidate = l->tuning.candidate,
+                .asked = l->tuning.asked,
             };
             status = multiply(l, stream, &product);
             if (status < 0) return status;
