@@ -215,17 +215,19 @@ static void decode_table(void)
 /* Every way to cut the grid, for choosing among them. */
 static void sweep(void)
 {
-    static const pllm_dtype some[] = {PLLM_BF16, PLLM_Q8_0, PLLM_Q4_0};
-    static const uint32_t counts[] = {1, 2, 4, 8, 16};
-    printf("\nGB/s by CTAs that share k: 1, 2, 4, 8; for 1, 2, 3 CTAs on an SM\n");
-    for (uint32_t d = 0; d < 3; d++)
+    static const pllm_dtype some[] = {PLLM_BF16, PLLM_Q4_0};
+    static const uint32_t counts[] = {1, 2, 4, 8, 16}, ways[][2] = {{1, 1}, {1, 2}, {2, 1}};
+    printf("\nGB/s by CTAs that share k: 1, 2, 4, 8; for (tiles, CTAs on an SM) 1,1 1,2 2,1\n");
+    for (uint32_t d = 0; d < 2; d++)
         for (uint32_t s = 0; s < SHAPES; s++)
             for (uint32_t r = 0; r < sizeof counts / sizeof counts[0]; r++) {
                 printf("%-5s %-18s %2u rows", pllm_dtype_name(some[d]), shapes[s].name, counts[r]);
-                for (uint32_t ctas = 1; ctas <= 3; ctas++) {
+                for (uint32_t way = 0; way < 3; way++) {
                     printf(" |");
                     for (uint32_t cluster = 1; cluster <= 8; cluster *= 2) {
-                        pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){cluster, ctas, 0});
+                        pllm_cuda_linear_tune(linear,
+                                              &(pllm_cuda_linear_tuning){cluster, ways[way][0],
+                                                                         ways[way][1], 0, 0, 0});
                         double rate = decode_rate(some[d], shapes[s].n, shapes[s].k, counts[r],
                                                   (pllm_cuda_epilogue)shapes[s].epilogue,
                                                   (int)shapes[s].norm);

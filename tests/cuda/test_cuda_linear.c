@@ -130,9 +130,10 @@ static int suite_close(void **state)
     return 0;
 }
 
-static void tune(uint32_t cluster, uint32_t ctas_per_sm, uint32_t own)
+static void tune(uint32_t cluster, uint32_t tiles, uint32_t own)
 {
-    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){cluster, ctas_per_sm, own});
+    pllm_cuda_linear_tune(
+        linear, &(pllm_cuda_linear_tuning){cluster, tiles, tiles == 2 ? 1 : 0, own, 0, 0});
 }
 
 static void begin(void)

@@ -228,11 +228,11 @@ static int decode_f32(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_
 
 /* Sizes of a launch that depend on the number of CTAs that share k. */
 typedef struct decode_shape {
-    uint32_t cluster_shift, x_row_bytes, x_blocks, shared_bytes;
+    uint32_t cluster_shift, tiles, x_row_bytes, x_blocks, shared_bytes;
 } decode_shape;
 
 static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_t cluster_shift,
-                             uint32_t rows)
+                             uint32_t tiles, uint32_t rows)
 {
     pllm_dtype dtype = p->matrix->dtype;
     uint32_t blocks = pllm_packed_unit_blocks(dtype), columns = rows > 8 ? 16 : 8;
@@ -244,14 +244,14 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
         uint32_t end = (rank + 1) * slices * groups / DECODE_SLICES;
         if (end - first > most) most = end - first;
     }
-    decode_shape shape = {.cluster_shift = cluster_shift};
+    decode_shape shape = {.cluster_shift = cluster_shift, .tiles = tiles};
     shape.x_blocks = blocks ? most * group * blocks : 0;
     shape.x_row_bytes = most * group * (blocks ? blocks : 1) * 64;
     if (shape.x_row_bytes % 128 == 0) shape.x_row_bytes += 64; /* two rows, one bank otherwise */
     uint32_t matrices = p->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1;
     uint64_t bytes = (uint64_t)rows * shape.x_row_bytes +
                      (uint64_t)shape.x_blocks * columns * (dtype == PLLM_Q4_1 ? 8 : 4) +
-                     matrices * 2 * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4;
+                     matrices * 2 * tiles * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4;
     shape.shared_bytes = bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)bytes;
     return shape;
 }
@@ -265,19 +265,24 @@ static uint32_t choose_cluster_shift(const pllm_cuda_linear *l, uint32_t rows)
     return rows <= 1 ? 0 : rows <= 4 ? 2 : 3;
 }
 
-/* Clusters that run at the same time, each taking sets of tiles in turn. Those of several CTAs must
- * lie within a part of the GPU, so that not every place can be filled. */
+/* Clusters that run at the same time, each taking sets of tiles in turn. The CTAs of one lie within
+ * a part of the GPU (16 or 18 SMs on an H100), where some places stay empty. */
 static uint32_t clusters_at_once(const pllm_cuda_linear *l, const decode_shape *shape,
                                  uint32_t ctas_per_sm)
 {
-    enum { RESERVED = 1024 }; /* bytes of shared memory that each CTA costs besides */
+    enum {
+        RESERVED = 1024,
+        PART = 16
+    }; /* bytes of shared memory that each CTA costs besides; SMs */
     uint32_t fit =
         (l->attributes.shared_per_block_max + RESERVED) / (shape->shared_bytes + RESERVED);
+    ctas_per_sm /= shape->tiles;
     if (l->tuning.ctas_per_sm) ctas_per_sm = l->tuning.ctas_per_sm;
     if (fit < ctas_per_sm) ctas_per_sm = fit;
-    uint32_t ctas = l->attributes.sm_count * ctas_per_sm;
-    if (shape->cluster_shift) ctas = ctas / 16 * 15;
-    uint32_t clusters = ctas >> shape->cluster_shift;
+    if (!ctas_per_sm) ctas_per_sm = 1;
+    uint32_t sms = l->attributes.sm_count, ctas = 1u << shape->cluster_shift;
+    if (ctas <= 2) return sms * ctas_per_sm / ctas;
+    uint32_t clusters = sms / PART * (PART * ctas_per_sm / ctas);
     return clusters ? clusters : 1;
 }
 
@@ -290,10 +295,12 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
     if (!units) units = m->k / 32;
     uint32_t shift = choose_cluster_shift(l, *rows);
     uint32_t shift_max = l->attributes.major < 9 ? 0 : 3;
-    decode_shape shape = shape_of(p, units, shift, *rows);
+    uint32_t tiles = l->tuning.tiles ? l->tuning.tiles : 1;
+    decode_shape shape = shape_of(p, units, shift, tiles, *rows);
     while (shape.shared_bytes > limit && shift < shift_max)
-        shape = shape_of(p, units, ++shift, *rows);
-    while (shape.shared_bytes > limit && *rows > 1) shape = shape_of(p, units, shift, --*rows);
+        shape = shape_of(p, units, ++shift, tiles, *rows);
+    while (shape.shared_bytes > limit && *rows > 1)
+        shape = shape_of(p, units, shift, tiles, --*rows);
     if (shape.shared_bytes > limit)
         return pllm_fail(PLLM_EUNSUPPORTED, 0, "k = %u is too long for this GPU's shared memory",
                          m->k);
@@ -318,14 +325,16 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
         .epsilon = p->epsilon,
     };
     void *parameters[] = {&arguments};
-    uint32_t ctas = 1u << shape.cluster_shift, sets = ((m->n + 15) / 16 + ctas - 1) / ctas;
+    uint32_t ctas = 1u << shape.cluster_shift, set_rows = 16 * tiles * ctas;
+    uint32_t sets = (m->n + set_rows - 1) / set_rows;
     uint32_t clusters =
         clusters_at_once(l, &shape, is_plain(m->dtype) ? DECODE_CTAS_PLAIN : DECODE_CTAS_BLOCKS);
     uint32_t turns = (sets + clusters - 1) / clusters;
     pllm_cuda_grid grid = {.x = (sets + turns - 1) / turns * ctas,
                            .y = 1,
                            .z = 1,
-                           .threads = 256,
+
+                           .threads = 256 * tiles,
                            .shared_bytes = shape.shared_bytes,
                            .dependent = p->dependent && row_first == 0,
                            .cluster = ctas};

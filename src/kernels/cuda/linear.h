@@ -82,9 +82,10 @@ int pllm_cuda_linear_decode(pllm_cuda_linear *linear, pllm_stream *stream,
 int pllm_cuda_linear_prefill(pllm_cuda_linear *linear, pllm_stream *stream,
                              const pllm_cuda_product *product);
 
-/* For benches and tests: 0 leaves the choice to the launch. The last three change bits. */
+/* For benches and tests: 0 leaves the choice to the launch. Only the last three change bits. */
 typedef struct pllm_cuda_linear_tuning {
     uint32_t cluster;          /* CTAs that share one k: 1, 2, 4 or 8 */
+    uint32_t tiles;            /* of 16 rows that each CTA finishes: 1 or 2 (256 threads each) */
     uint32_t ctas_per_sm;      /* how many run at once, before those of the next launch */
     uint32_t own;              /* 1: prefill without cuBLASLt */
     uint32_t candidate, asked; /* another choice of cuBLASLt's: see linear_blas.h */

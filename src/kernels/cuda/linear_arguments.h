@@ -8,13 +8,14 @@ enum {
     DECODE_SLICES = 8, /* k is cut into so many parts, whatever else; sums are in their order */
     DECODE_ROWS = 16,  /* rows of x at most; also rows of W a tile */
     DECODE_GROUP_UNITS = 4, /* a slice is whole groups of units (linear_format.h), F32: of 2 */
-    DECODE_DEPTH = 4,       /* 16-byte loads a lane has in flight from each of its two rows */
-    DECODE_CTAS_PLAIN = 3,  /* on one SM at a time; registers are allotted for so many */
+    DECODE_DEPTH = 8,       /* 16-byte loads a lane has in flight from each of its two rows */
+    DECODE_CTAS_PLAIN = 2,  /* of 256 threads, on one SM; registers are allotted for so many */
     DECODE_CTAS_BLOCKS = 2,
 };
 
-/* linear_decode.cu. A cluster of C = 1 << cluster_shift CTAs owns C tiles of 16 rows of W; each CTA
- * walks DECODE_SLICES / C slices of k of all of them and adds up one tile at the end. */
+/* linear_decode.cu. A CTA of 256 T threads has 8 T warps. A cluster of C = 1 << cluster_shift CTAs
+ * takes sets of C T tiles of 16 rows of W in turn; each CTA walks DECODE_SLICES / C slices of k of
+ * all of them and adds up T tiles at the end. */
 typedef struct decode_arguments {
     uint64_t matrix[2]; /* the second: SWIGLU */
     uint64_t row_bytes;

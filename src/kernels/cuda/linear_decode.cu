@@ -414,9 +414,9 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     uint32_t unit_first = slice * groups / DECODE_SLICES * F::group;
     uint32_t unit_end = min((slice + 1) * groups / DECODE_SLICES * F::group, a.units);
     uint32_t cta_unit = slice_first * groups / DECODE_SLICES * F::group;
-    uint32_t step =
-        gridDim.x >> a.cluster_shift; /* in sets of C tiles, which a cluster takes in turn */
-    uint32_t set_count = ((a.n + 15) / 16 + ctas - 1) >> a.cluster_shift;
+    uint32_t warps = blockDim.x / 32, tiles = warps / 8; /* of which this CTA finishes so many */
+    uint32_t set_rows = (16 * tiles) << a.cluster_shift, step = gridDim.x >> a.cluster_shift;
+    uint32_t set_count = (a.n + set_rows - 1) / set_rows;
 
     uint8_t *x_shared = (uint8_t *)shared_memory;
     float *x_scale = (float *)(x_shared + a.rows * a.x_row_bytes);
@@ -427,7 +427,7 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     auto go_to = [&](uint32_t set, uint32_t matrix) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint32_t n = (set * ctas + tile_local) * 16 + g + h * 8;
+            uint32_t n = set * set_rows + tile_local * 16 + g + h * 8;
             row[h] = (const uint8_t *)a.matrix[matrix] + min(n, a.n - 1) * a.row_bytes;
         }
     };
@@ -454,7 +454,7 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     let_next_kernel_start();
     wait_for_kernel_before();
     convert_x<DTYPE, columns>(a, x_shared, x_scale, squares, slice_first, slice_count, groups);
-    if (ctas > 1)
+    if (warps > slice_count)
         __syncthreads();
     else
         __syncwarp(); /* each warp has made its own slice */
@@ -467,9 +467,10 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 
     float factor = 0.0f; /* of the norm, once it is known */
     for (uint32_t buffer = 0; set < set_count; set += step, buffer ^= 1) {
-        float *partial = partials + buffer * a.matrices * 8 * 16 * columns;
-        /* CTA rank finishes tile rank of the set, each thread one output. */
-        uint32_t n = (set * ctas + rank) * 16 + threadIdx.x % 16, column = threadIdx.x / 16;
+        float *partial = partials + buffer * a.matrices * warps * 16 * columns;
+        /* CTA rank finishes tiles rank * T on of the set, each thread one output. */
+        uint32_t tile = rank * tiles + threadIdx.x / 256, column = threadIdx.x % 256 / 16;
+        uint32_t n = set * set_rows + tile * 16 + threadIdx.x % 16;
         int mine = column < a.rows && n < a.n;
 
         for (uint32_t matrix = 0; matrix < a.matrices; matrix++) {
@@ -511,7 +512,7 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
                 }
             }
             /* partial: [matrix][tile][slice][column][row of the tile] */
-            float *to = partial + (matrix * 8 + warp) * 16 * columns + t * 32 + g;
+            float *to = partial + (matrix * warps + warp) * 16 * columns + t * 32 + g;
 #pragma unroll
             for (int i = 0; i < TILES; i++)
 #pragma unroll
@@ -530,11 +531,11 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
             float square = add_slices(squares + column, DECODE_ROWS, a.cluster_shift);
             factor = 1.0f / sqrtf(square / (float)a.k + a.epsilon);
         }
-        const float *at = partial + rank * slice_count * 16 * columns + column * 16 + n % 16;
+        const float *at = partial + tile * slice_count * 16 * columns + column * 16 + n % 16;
         float result = add_slices(at, 16 * columns, a.cluster_shift);
         if (a.norm_weight) result *= factor;
         if (a.matrices > 1) {
-            float up = add_slices(at + 8 * 16 * columns, 16 * columns, a.cluster_shift);
+            float up = add_slices(at + warps * 16 * columns, 16 * columns, a.cluster_shift);
             if (a.norm_weight) up *= factor;
             result = result / (1.0f + expf(-result)) * up;
         }
@@ -546,12 +547,12 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 } // namespace
 
 #define DECODE(NAME, DTYPE, CTAS)                                           \
-    extern "C" __global__ void __launch_bounds__(256, CTAS)                 \
+    extern "C" __global__ void __launch_bounds__(512, CTAS / 2)             \
         pllm_decode_##NAME##_8(const __grid_constant__ decode_arguments a)  \
     {                                                                       \
         decode<DTYPE, 1>(a);                                                \
     }                                                                       \
-    extern "C" __global__ void __launch_bounds__(256, CTAS)                 \
+    extern "C" __global__ void __launch_bounds__(512, CTAS / 2)             \
         pllm_decode_##NAME##_16(const __grid_constant__ decode_arguments a) \
     {                                                                       \
         decode<DTYPE, 2>(a);                                                \
