@@ -8,13 +8,14 @@
 
 enum { SHARED_ALIGN = 64, K_MAX = 1 << 24 };
 
-static const char *const decode_names[LINEAR_DTYPES][2] = {
-    [PLLM_F32] = {"pllm_decode_f32_8", "pllm_decode_f32_16"},
-    [PLLM_F16] = {"pllm_decode_f16_8", "pllm_decode_f16_16"},
-    [PLLM_BF16] = {"pllm_decode_bf16_8", "pllm_decode_bf16_16"},
-    [PLLM_Q8_0] = {"pllm_decode_q8_0_8", "pllm_decode_q8_0_16"},
-    [PLLM_Q4_0] = {"pllm_decode_q4_0_8", "pllm_decode_q4_0_16"},
-    [PLLM_Q4_1] = {"pllm_decode_q4_1_8", "pllm_decode_q4_1_16"},
+/* For 2, 8 and 16 columns; plain formats do without the first. */
+static const char *const decode_names[LINEAR_DTYPES][3] = {
+    [PLLM_F32] = {"pllm_decode_f32_8", "pllm_decode_f32_8", "pllm_decode_f32_16"},
+    [PLLM_F16] = {"pllm_decode_f16_8", "pllm_decode_f16_8", "pllm_decode_f16_16"},
+    [PLLM_BF16] = {"pllm_decode_bf16_8", "pllm_decode_bf16_8", "pllm_decode_bf16_16"},
+    [PLLM_Q8_0] = {"pllm_decode_q8_0_2", "pllm_decode_q8_0_8", "pllm_decode_q8_0_16"},
+    [PLLM_Q4_0] = {"pllm_decode_q4_0_2", "pllm_decode_q4_0_8", "pllm_decode_q4_0_16"},
+    [PLLM_Q4_1] = {"pllm_decode_q4_1_2", "pllm_decode_q4_1_8", "pllm_decode_q4_1_16"},
 };
 
 uint64_t pllm_cuda_matrix_row_bytes(pllm_dtype dtype, uint32_t k)
@@ -226,6 +227,11 @@ static int decode_f32(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_
     return pllm_cuda_launch(l->device, stream, l->decode_f32, &grid, parameters);
 }
 
+static uint32_t columns_of(pllm_dtype dtype, uint32_t rows)
+{
+    return rows > 8 ? 16 : rows > 2 || is_plain(dtype) ? 8 : 2;
+}
+
 /* Sizes of a launch that depend on the number of CTAs that share k. */
 typedef struct decode_shape {
     uint32_t cluster_shift, tiles, x_row_bytes, x_blocks, shared_bytes;
@@ -235,7 +241,7 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
                              uint32_t tiles, uint32_t rows)
 {
     pllm_dtype dtype = p->matrix->dtype;
-    uint32_t blocks = pllm_packed_unit_blocks(dtype), columns = rows > 8 ? 16 : 8;
+    uint32_t blocks = pllm_packed_unit_blocks(dtype), columns = columns_of(dtype, rows);
     uint32_t group = dtype == PLLM_F32 ? 2 : DECODE_GROUP_UNITS;
     uint32_t groups = (units + group - 1) / group, ctas = 1u << cluster_shift, most = 0;
     for (uint32_t rank = 0; rank < ctas; rank++) {
@@ -251,7 +257,8 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
     uint32_t matrices = p->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1;
     uint64_t bytes = (uint64_t)rows * shape.x_row_bytes +
                      (uint64_t)shape.x_blocks * columns * (dtype == PLLM_Q4_1 ? 8 : 4) +
-                     matrices * 2 * tiles * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4;
+                     matrices * 2 * tiles * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4 +
+                     tiles * 8 * 16;
     shape.shared_bytes = bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)bytes;
     return shape;
 }
@@ -338,7 +345,8 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
                            .shared_bytes = shape.shared_bytes,
                            .dependent = p->dependent && row_first == 0,
                            .cluster = ctas};
-    return pllm_cuda_launch(l->device, stream, l->decode[m->dtype][*rows > 8], &grid, parameters);
+    return pllm_cuda_launch(l->device, stream, l->decode[m->dtype][*rows > 8 ? 2 : *rows > 2],
+                            &grid, parameters);
 }
 
 int pllm_cuda_linear_decode(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_product *p)

@@ -111,9 +111,9 @@ __device__ __forceinline__ void mma_int8(int32_t *c, uint32_t a0, uint32_t a1, u
                                          uint32_t a3, uint32_t b0, uint32_t b1)
 {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%10, %10, %10, %10};"
-        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high)
@@ -187,45 +187,56 @@ __device__ __forceinline__ float add_slices(const float *at, uint32_t stride,
     return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
 }
 
-/* Four neighbouring elements of a block of 32, i = lane % 8 of which, to 15 bits. All lanes of the
- * warp come here. */
+/* Where the scale of x of a block is: pairs of blocks side by side where few rows are multiplied.
+ */
+template <int COLUMNS>
+__device__ __forceinline__ uint32_t scale_place(uint32_t block, uint32_t column)
+{
+    if (COLUMNS == 2) return block / 2 * 4 + column * 2 + block % 2;
+    return block * COLUMNS + column;
+}
+
+/* Four neighbouring elements of a block of 32, the i'th four of it (i = lane % 8), to 15 bits. All
+ * lanes of the warp come here. x_sum is Q4_1's. */
 template <int DTYPE, int COLUMNS>
-__device__ __forceinline__ void quantise(uint8_t *x_row, float *x_scale, float4 v, uint32_t block,
-                                         uint32_t i, uint32_t column, int store)
+__device__ __forceinline__ void quantise(uint8_t *x_row, float *x_scale, float *x_sum, float4 v,
+                                         uint32_t block, uint32_t i, uint32_t column, int store)
 {
     uint32_t most = max(max(__float_as_uint(fabsf(v.x)), __float_as_uint(fabsf(v.y))),
                         max(__float_as_uint(fabsf(v.z)), __float_as_uint(fabsf(v.w))));
 #pragma unroll
     for (int bit = 1; bit < 8; bit *= 2) most = max(most, __shfl_xor_sync(~0u, most, bit));
-    float largest = __uint_as_float(most), scale = largest / 16319.0f;
-    float inverse = 16319.0f / largest;
+    float largest = __uint_as_float(most), scale = largest * (1.0f / 16319.0f);
+    float inverse = __fdividef(16319.0f, largest);
     if (!(largest >= 0x1p-100f)) scale = inverse = 0.0f;
-    if (most >= 0x7f800000u) scale = __uint_as_float(0x7fc00000u), inverse = 0.0f;
+    if (most >= 0x7f800000u) scale = __uint_as_float(0x7fc00000u); /* what comes of it is NaN */
+    /* Adding 1.5 * 2^23 leaves the rounded integer in the low bits; a = 128 * high + low. */
+    const int32_t magic = 0x4b400000;
     float values[4] = {v.x, v.y, v.z, v.w};
-    uint32_t high = 0, low = 0;
-    int32_t sum = 0;
+    int32_t high[4], low[4], sum = 0;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        int32_t a = inverse == 0.0f ? 0 : __float2int_rn(values[j] * inverse);
-        a = min(max(a, -16319), 16319);
-        int32_t h = (a + 64) >> 7;
-        high |= (uint32_t)(h & 255) << (8 * j);
-        low |= (uint32_t)((a - h * 128) & 255) << (8 * j);
+        int32_t a = __float_as_int(fmaf(values[j], inverse, 12582912.0f)) - magic;
+        high[j] = (a + 64) >> 7;
+        low[j] = a - high[j] * 128;
         sum += a;
     }
+    uint32_t highs = __byte_perm(__byte_perm(high[0], high[1], 0x0040),
+                                 __byte_perm(high[2], high[3], 0x0040), 0x5410);
+    uint32_t lows = __byte_perm(__byte_perm(low[0], low[1], 0x0040),
+                                __byte_perm(low[2], low[3], 0x0040), 0x5410);
     if (DTYPE == PLLM_Q4_1) {
 #pragma unroll
         for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(~0u, sum, bit);
     }
     if (!store) return;
     uint8_t *at = x_row + block * 64 + i / 2 * 16 + i % 2 * 4;
-    *(uint32_t *)at = high;
-    *(uint32_t *)(at + 8) = low;
+    *(uint32_t *)at = highs;
+    *(uint32_t *)(at + 8) = lows;
     if (i != 0) return;
-    /* Q4_0's weights come as 16 * (q - 8). */
-    x_scale[block * COLUMNS * (DTYPE == PLLM_Q4_1 ? 2 : 1) + column] =
-        DTYPE == PLLM_Q4_0 ? scale * 0.0625f : scale;
-    if (DTYPE == PLLM_Q4_1) x_scale[(block * 2 + 1) * COLUMNS + column] = scale * (float)sum;
+    uint32_t place = scale_place<COLUMNS>(block, column);
+    x_scale[place] = DTYPE == PLLM_Q4_0 ? scale * 0.0625f : scale; /* W comes as 16 * (q - 8) */
+    if (DTYPE == PLLM_Q4_1) x_sum[place] = scale * (float)sum;
 }
 
 template <int DTYPE>
@@ -243,7 +254,7 @@ __device__ __forceinline__ void store_plain(uint8_t *x_row, float4 v, uint32_t a
  * whichever CTA and warp does it. */
 template <int DTYPE, int COLUMNS>
 __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x_scale,
-                          float *squares, uint32_t slice_first, uint32_t slice_count,
+                          float *x_sum, float *squares, uint32_t slice_first, uint32_t slice_count,
                           uint32_t groups)
 {
     typedef format<DTYPE> F;
@@ -281,8 +292,8 @@ __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x
                     v[j].x *= w.x, v[j].y *= w.y, v[j].z *= w.z, v[j].w *= w.w;
                 }
                 if constexpr (F::blocks)
-                    quantise<DTYPE, COLUMNS>(x_row, x_scale, v[j], (i - k_first) / 32, lane % 8,
-                                             row, i < k_end);
+                    quantise<DTYPE, COLUMNS>(x_row, x_scale, x_sum, v[j], (i - k_first) / 32,
+                                             lane % 8, row, i < k_end);
                 else if (i < k_end)
                     store_plain<DTYPE>(x_row, v[j], i - k_first);
             }
@@ -309,7 +320,7 @@ __device__ __forceinline__ void prefetch_norm(const decode_arguments &a, uint32_
 
 /* One unit of the two rows of a lane, against all columns. */
 template <int DTYPE, int TILES>
-__device__ __forceinline__ void multiply_plain(float (&sum)[TILES][4],
+__device__ __forceinline__ void multiply_plain(float (&sum)[TILES][1][4],
                                                const uint4 (&w)[2][format<DTYPE>::loads],
                                                const uint8_t *const (&x)[TILES], uint32_t unit)
 {
@@ -320,24 +331,43 @@ __device__ __forceinline__ void multiply_plain(float (&sum)[TILES][4],
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float4 p = *(const float4 *)&w[0][h], q = *(const float4 *)&w[1][h];
-                mma_bf16(sum[n], pack_bf16(p.x, p.y), pack_bf16(q.x, q.y), pack_bf16(p.z, p.w),
+                mma_bf16(sum[n][0], pack_bf16(p.x, p.y), pack_bf16(q.x, q.y), pack_bf16(p.z, p.w),
                          pack_bf16(q.z, q.w), h ? b.z : b.x, h ? b.w : b.y);
             }
         } else if constexpr (DTYPE == PLLM_F16) {
-            mma_f16(sum[n], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
-            mma_f16(sum[n], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
+            mma_f16(sum[n][0], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
+            mma_f16(sum[n][0], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
         } else {
-            mma_bf16(sum[n], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
-            mma_bf16(sum[n], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
+            mma_bf16(sum[n][0], w[0][0].x, w[1][0].x, w[0][0].y, w[1][0].y, b.x, b.y);
+            mma_bf16(sum[n][0], w[0][0].z, w[1][0].z, w[0][0].w, w[1][0].w, b.z, b.w);
         }
     }
 }
 
-/* scales: those of this lane's group; lane j of four holds what unit j of the group needs. */
+/* The fragment of block b of a unit (b < 2 or 4): rows g and g + 8 of W as int8. */
+template <int DTYPE>
+__device__ __forceinline__ void weights_of(uint32_t (&a)[4], const uint4 (&w)[2][1], int b)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const uint32_t q[4] = {w[h][0].x, w[h][0].y, w[h][0].z, w[h][0].w};
+        if constexpr (DTYPE == PLLM_Q8_0) {
+            a[h] = q[b % 2 * 2], a[h + 2] = q[b % 2 * 2 + 1];
+        } else if constexpr (DTYPE == PLLM_Q4_0) {
+            a[h] = q[b] << 4 & 0xf0f0f0f0u, a[h + 2] = q[b] & 0xf0f0f0f0u;
+        } else {
+            a[h] = q[b] & 0x0f0f0f0fu, a[h + 2] = q[b] >> 4 & 0x0f0f0f0fu;
+        }
+    }
+}
+
+/* Up to 16 rows: a product a block, each of whose columns is a row of x. sum[n][block % 4]: four
+ * chains, so that multiply_few can have the same. scales: of this lane's group; lane j of four
+ * holds unit j's. */
 template <int DTYPE, int TILES>
-__device__ __forceinline__ void multiply_blocks(float (&sum)[TILES][4], const uint4 (&w)[2][1],
+__device__ __forceinline__ void multiply_blocks(float (&sum)[TILES][4][4], const uint4 (&w)[2][1],
                                                 const uint8_t *const (&x)[TILES],
-                                                const float *x_scale,
+                                                const float *x_scale, const float *x_sum,
                                                 const uint32_t (&scales)[2][4], uint32_t unit,
                                                 int j)
 {
@@ -350,20 +380,10 @@ __device__ __forceinline__ void multiply_blocks(float (&sum)[TILES][4], const ui
 #pragma unroll
         for (int i = 0; i < F::scale_words; i++)
             unit_scales[h][i] = __shfl_sync(~0u, scales[h][i], (lane & ~3u) | (uint32_t)j);
-    const uint32_t p[4] = {w[0][0].x, w[0][0].y, w[0][0].z, w[0][0].w};
-    const uint32_t q[4] = {w[1][0].x, w[1][0].y, w[1][0].z, w[1][0].w};
 #pragma unroll
     for (int b = 0; b < unit_blocks; b++) {
-        uint32_t a0, a1, a2, a3, block = unit * unit_blocks + b;
-        if constexpr (DTYPE == PLLM_Q8_0) {
-            a0 = p[2 * b], a1 = q[2 * b], a2 = p[2 * b + 1], a3 = q[2 * b + 1];
-        } else if constexpr (DTYPE == PLLM_Q4_0) {
-            a0 = p[b] << 4 & 0xf0f0f0f0u, a1 = q[b] << 4 & 0xf0f0f0f0u;
-            a2 = p[b] & 0xf0f0f0f0u, a3 = q[b] & 0xf0f0f0f0u;
-        } else {
-            a0 = p[b] & 0x0f0f0f0fu, a1 = q[b] & 0x0f0f0f0fu;
-            a2 = p[b] >> 4 & 0x0f0f0f0fu, a3 = q[b] >> 4 & 0x0f0f0f0fu;
-        }
+        uint32_t a[4], block = unit * unit_blocks + b;
+        weights_of<DTYPE>(a, w, b);
         float d[2], m[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -378,32 +398,97 @@ __device__ __forceinline__ void multiply_blocks(float (&sum)[TILES][4], const ui
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
             uint4 xb = *(const uint4 *)(x[n] + block * 64);
-            int32_t high[4], low[4];
-            mma_int8(high, a0, a1, a2, a3, xb.x, xb.y);
-            mma_int8(low, a0, a1, a2, a3, xb.z, xb.w);
-            const float *s =
-                x_scale + block * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1) + n * 8 + t * 2;
-            float2 dx = *(const float2 *)s;
+            int32_t high[4] = {}, low[4] = {};
+            mma_int8(high, a[0], a[1], a[2], a[3], xb.x, xb.y);
+            mma_int8(low, a[0], a[1], a[2], a[3], xb.z, xb.w);
+            uint32_t place = scale_place<columns>(block, n * 8 + t * 2);
+            float2 dx = *(const float2 *)(x_scale + place);
+            float(&s)[4] = sum[n][(j * unit_blocks + b) % 4];
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 float whole = (float)(high[c] * 128 + low[c]);
-                sum[n][c] = fmaf(d[c / 2] * (c % 2 ? dx.y : dx.x), whole, sum[n][c]);
+                s[c] = fmaf(d[c / 2] * (c % 2 ? dx.y : dx.x), whole, s[c]);
             }
             if constexpr (DTYPE == PLLM_Q4_1) {
-                float2 sx = *(const float2 *)(s + columns);
+                float2 sx = *(const float2 *)(x_sum + place);
 #pragma unroll
-                for (int c = 0; c < 4; c++)
-                    sum[n][c] = fmaf(m[c / 2], c % 2 ? sx.y : sx.x, sum[n][c]);
+                for (int c = 0; c < 4; c++) s[c] = fmaf(m[c / 2], c % 2 ? sx.y : sx.x, s[c]);
             }
         }
     }
 }
 
-template <int DTYPE, int TILES> /* TILES of 8 columns */
+/* One or two rows: four blocks go into one product, column 4 r + b being row r times block b, zero
+ * in the others' place, so that what is done with the sums is done once for four blocks. w: a unit
+ * of four blocks or two units of two, of which the second may be missing. x: this lane's row of x
+ * at the lane's own block. */
+template <int DTYPE>
+__device__ __forceinline__ void multiply_few(float (&sum)[4], const uint4 (&w)[2][1],
+                                             const uint4 (&second)[2][1], int whole_pair,
+                                             const uint8_t *x, const uint8_t *zero,
+                                             const float *x_scale, const float *x_sum,
+                                             const uint32_t (&scales)[2][4], uint32_t unit, int j)
+{
+    typedef format<DTYPE> F;
+    constexpr int unit_blocks = F::unit_k / 32;
+    uint32_t lane = threadIdx.x % 32, t = lane % 4, own = lane / 4 % 4, r = t / 2;
+    uint32_t block = unit * unit_blocks; /* the first of four */
+    int32_t high[4] = {}, low[4] = {};
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        if (unit_blocks == 2 && b == 2 && !whole_pair) break;
+        uint32_t a[4];
+        weights_of<DTYPE>(a, b < unit_blocks ? w : second, b);
+        uint4 xb = *(const uint4 *)(own == b ? x + block * 64 : zero);
+        mma_int8(high, a[0], a[1], a[2], a[3], xb.x, xb.y);
+        mma_int8(low, a[0], a[1], a[2], a[3], xb.z, xb.w);
+    }
+    /* This lane has blocks 2 (t % 2) and the next, of row r; their scales are one word or two. */
+    uint32_t own_scales[2][2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t word[4], from = (lane & ~3u) + (uint32_t)j + (unit_blocks == 2 ? t % 2 : 0);
+#pragma unroll
+        for (int i = 0; i < F::scale_words; i++) word[i] = __shfl_sync(~0u, scales[h][i], from);
+        if constexpr (DTYPE == PLLM_Q8_0)
+            own_scales[h][0] = word[0];
+        else if constexpr (DTYPE == PLLM_Q4_0)
+            own_scales[h][0] = t % 2 ? word[1] : word[0];
+        else
+            own_scales[h][0] = t % 2 ? word[2] : word[0],
+            own_scales[h][1] = t % 2 ? word[3] : word[1];
+    }
+    if (unit_blocks == 2 && !whole_pair && t % 2) return;
+    uint32_t place = scale_place<2>(block + t % 2 * 2, r);
+    float2 dx = *(const float2 *)(x_scale + place);
+    float2 sx = DTYPE == PLLM_Q4_1 ? *(const float2 *)(x_sum + place) : make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float d[2], m[2] = {0.0f, 0.0f};
+        if constexpr (DTYPE == PLLM_Q4_1) {
+            float2 first = unpack_f16(own_scales[h][0]), next = unpack_f16(own_scales[h][1]);
+            d[0] = first.x, d[1] = next.x, m[0] = first.y, m[1] = next.y;
+        } else {
+            float2 both = unpack_f16(own_scales[h][0]);
+            d[0] = both.x, d[1] = both.y;
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int c = h * 2 + e;
+            float whole = (float)(high[c] * 128 + low[c]);
+            sum[c] = fmaf(d[e] * (e ? dx.y : dx.x), whole, sum[c]);
+            if (DTYPE == PLLM_Q4_1) sum[c] = fmaf(m[e], e ? sx.y : sx.x, sum[c]);
+        }
+    }
+}
+
+template <int DTYPE, int COLUMNS> /* rows at most: 2 (block formats only), 8 or 16 */
 __device__ __forceinline__ void decode(const decode_arguments &a)
 {
     typedef format<DTYPE> F;
-    constexpr uint32_t columns = TILES * 8;
+    constexpr uint32_t columns = COLUMNS;
+    constexpr int TILES = (COLUMNS + 7) / 8;
+    constexpr bool few = COLUMNS == 2;
     extern __shared__ uint4 shared_memory[];
 
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -420,8 +505,10 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 
     uint8_t *x_shared = (uint8_t *)shared_memory;
     float *x_scale = (float *)(x_shared + a.rows * a.x_row_bytes);
+    float *x_sum = x_scale + a.x_blocks * columns; /* Q4_1 */
     float *squares = x_scale + a.x_blocks * columns * (DTYPE == PLLM_Q4_1 ? 2 : 1);
-    float *partials = squares + DECODE_SLICES * DECODE_ROWS; /* two buffers, used in turn */
+    uint8_t *zero = (uint8_t *)(squares + DECODE_SLICES * DECODE_ROWS) + warp * 16; /* few rows */
+    float *partials = squares + DECODE_SLICES * DECODE_ROWS + warps * 4; /* two, used in turn */
 
     const uint8_t *row[2]; /* what is loaded next comes from these two rows of W */
     auto go_to = [&](uint32_t set, uint32_t matrix) {
@@ -451,9 +538,11 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
         for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], unit_first, t);
     }
     if (a.norm_weight) prefetch_norm<DTYPE>(a, slice_first, slice_count, groups);
+    if (few && lane == 0) *(uint4 *)zero = make_uint4(0, 0, 0, 0);
     let_next_kernel_start();
     wait_for_kernel_before();
-    convert_x<DTYPE, columns>(a, x_shared, x_scale, squares, slice_first, slice_count, groups);
+    convert_x<DTYPE, COLUMNS>(a, x_shared, x_scale, x_sum, squares, slice_first, slice_count,
+                              groups);
     if (warps > slice_count)
         __syncthreads();
     else
@@ -463,7 +552,8 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     const uint8_t *x[TILES];
 #pragma unroll
     for (int n = 0; n < TILES; n++)
-        x[n] = x_shared + min(g + n * 8, a.rows - 1) * a.x_row_bytes + t * 16;
+        x[n] = x_shared + min(few ? g / 4 : g + n * 8, a.rows - 1) * a.x_row_bytes +
+               (few ? g % 4 * 64 : 0) + t * 16;
 
     float factor = 0.0f; /* of the norm, once it is known */
     for (uint32_t buffer = 0; set < set_count; set += step, buffer ^= 1) {
@@ -474,7 +564,7 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
         int mine = column < a.rows && n < a.n;
 
         for (uint32_t matrix = 0; matrix < a.matrices; matrix++) {
-            float sum[TILES][4] = {};
+            float sum[TILES][F::blocks && !few ? 4 : 1][4] = {};
             for (uint32_t first = unit_first; first < unit_end; first += F::depth) {
                 /* What is loaded while these units are multiplied: the next ones of these rows, or
                  * the first of the other matrix or of the next set. */
@@ -495,12 +585,22 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
                 }
 #pragma unroll
                 for (int j = 0; j < F::depth; j++) {
+                    uint32_t unit = first + j - cta_unit;
                     if (first + j < unit_end) {
-                        if constexpr (F::blocks)
-                            multiply_blocks<DTYPE, TILES>(sum, w[j], x, x_scale, scales,
-                                                          first + j - cta_unit, j);
-                        else
-                            multiply_plain<DTYPE, TILES>(sum, w[j], x, first + j - cta_unit);
+                        if constexpr (!F::blocks) {
+                            multiply_plain<DTYPE, TILES>(sum, w[j], x, unit);
+                        } else if constexpr (!few) {
+                            multiply_blocks<DTYPE, TILES>(sum, w[j], x, x_scale, x_sum, scales,
+                                                          unit, j);
+                        } else if (F::unit_k == 128 || j % 2 == 0) {
+                            multiply_few<DTYPE>(sum[0][0], w[j], w[(j + 1) % F::depth],
+                                                first + j + 1 < unit_end, x[0], zero, x_scale,
+                                                x_sum, scales, unit, j);
+                        }
+                    }
+                    if (few && F::unit_k == 64) { /* units go in pairs */
+                        if (j % 2 == 0) continue;
+                        if (!last && next + j - 1 < unit_end) load(j - 1, next + j - 1);
                     }
                     if (!last && next + j < unit_end) load(j, next + j);
                 }
@@ -512,11 +612,25 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
                 }
             }
             /* partial: [matrix][tile][slice][column][row of the tile] */
-            float *to = partial + (matrix * warps + warp) * 16 * columns + t * 32 + g;
+            float *to = partial + (matrix * warps + warp) * 16 * columns + g;
+            if constexpr (few) {
 #pragma unroll
-            for (int i = 0; i < TILES; i++)
+                for (int h = 0; h < 2; h++) {
+                    float pair = sum[0][0][h * 2] + sum[0][0][h * 2 + 1];
+                    pair += __shfl_xor_sync(~0u, pair, 1);
+                    if (t % 2 == 0) to[t / 2 * 16 + h * 8] = pair;
+                }
+            } else {
 #pragma unroll
-                for (int c = 0; c < 4; c++) to[i * 128 + c % 2 * 16 + c / 2 * 8] = sum[i][c];
+                for (int i = 0; i < TILES; i++)
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        float whole = sum[i][0][c];
+                        if constexpr (F::blocks)
+                            whole = (sum[i][0][c] + sum[i][1][c]) + (sum[i][2][c] + sum[i][3][c]);
+                        to[(i * 8 + t * 2 + c % 2) * 16 + c / 2 * 8] = whole;
+                    }
+            }
         }
         float *out = (float *)a.out + column * a.out_stride + n, before = 0.0f;
         if (a.epilogue == 1 && mine) before = __ldcg(out);
@@ -546,21 +660,25 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
 
 } // namespace
 
-#define DECODE(NAME, DTYPE, CTAS)                                           \
-    extern "C" __global__ void __launch_bounds__(512, CTAS / 2)             \
-        pllm_decode_##NAME##_8(const __grid_constant__ decode_arguments a)  \
-    {                                                                       \
-        decode<DTYPE, 1>(a);                                                \
-    }                                                                       \
-    extern "C" __global__ void __launch_bounds__(512, CTAS / 2)             \
-        pllm_decode_##NAME##_16(const __grid_constant__ decode_arguments a) \
-    {                                                                       \
-        decode<DTYPE, 2>(a);                                                \
+#define DECODE(NAME, DTYPE, COLUMNS, CTAS)                                         \
+    extern "C" __global__ void __launch_bounds__(512, CTAS / 2)                    \
+        pllm_decode_##NAME##_##COLUMNS(const __grid_constant__ decode_arguments a) \
+    {                                                                              \
+        decode<DTYPE, COLUMNS>(a);                                                 \
     }
 
-DECODE(f32, PLLM_F32, DECODE_CTAS_PLAIN)
-DECODE(f16, PLLM_F16, DECODE_CTAS_PLAIN)
-DECODE(bf16, PLLM_BF16, DECODE_CTAS_PLAIN)
-DECODE(q8_0, PLLM_Q8_0, DECODE_CTAS_BLOCKS)
-DECODE(q4_0, PLLM_Q4_0, DECODE_CTAS_BLOCKS)
-DECODE(q4_1, PLLM_Q4_1, DECODE_CTAS_BLOCKS)
+DECODE(f32, PLLM_F32, 8, DECODE_CTAS_PLAIN)
+DECODE(f32, PLLM_F32, 16, DECODE_CTAS_PLAIN)
+DECODE(f16, PLLM_F16, 8, DECODE_CTAS_PLAIN)
+DECODE(f16, PLLM_F16, 16, DECODE_CTAS_PLAIN)
+DECODE(bf16, PLLM_BF16, 8, DECODE_CTAS_PLAIN)
+DECODE(bf16, PLLM_BF16, 16, DECODE_CTAS_PLAIN)
+DECODE(q8_0, PLLM_Q8_0, 2, DECODE_CTAS_BLOCKS)
+DECODE(q8_0, PLLM_Q8_0, 8, DECODE_CTAS_BLOCKS)
+DECODE(q8_0, PLLM_Q8_0, 16, DECODE_CTAS_BLOCKS)
+DECODE(q4_0, PLLM_Q4_0, 2, DECODE_CTAS_BLOCKS)
+DECODE(q4_0, PLLM_Q4_0, 8, DECODE_CTAS_BLOCKS)
+DECODE(q4_0, PLLM_Q4_0, 16, DECODE_CTAS_BLOCKS)
+DECODE(q4_1, PLLM_Q4_1, 2, DECODE_CTAS_BLOCKS)
+DECODE(q4_1, PLLM_Q4_1, 8, DECODE_CTAS_BLOCKS)
+DECODE(q4_1, PLLM_Q4_1, 16, DECODE_CTAS_BLOCKS)

@@ -19,7 +19,7 @@ struct pllm_cuda_linear {
     pllm_va workspace; /* | cuBLASLt's | tile of weights | rows of x | */
     pllm_cuda_attributes attributes;
     pllm_cuda_module *decode_module, *plain_module, *tile_module;
-    pllm_cuda_function *decode[LINEAR_DTYPES][2]; /* for 8 and for 16 columns */
+    pllm_cuda_function *decode[LINEAR_DTYPES][3]; /* for 2, 8 and 16 columns */
     pllm_cuda_function *decode_f32, *prefill_f32, *pack, *expand, *convert;
     pllm_cuda_function *tile_bf16, *tile_f16;
     pllm_cuda_blas *blas; /* NULL: own kernels */
