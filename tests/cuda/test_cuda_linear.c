@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include "base/context.h"
 #include "device/cuda.h"
+#include "failing_context.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_blas.h"
 #include "kernels/cuda/linear_format.h"
@@ -696,6 +697,38 @@ static void wrong_calls_are_refused(void **state)
     matrix_close(&w);
 }
 
+/* Opening fails cleanly at every allocation and every call of the device. */
+static void opening_survives_every_fault(void **state)
+{
+    (void)state;
+    begin();
+    uint64_t bytes = pllm_cuda_linear_workspace_bytes();
+    for (uint64_t n = 0; n < 100; n++) {
+        failing_context failing;
+        pllm_cuda_linear *opened;
+        failing_context_init(&failing, n);
+        int status = pllm_cuda_linear_open(&failing.context, device, memory, bytes, &opened);
+        assert_int_equal(status, failing_context_hit(&failing) ? PLLM_ENOMEM : PLLM_OK);
+        assert_int_equal(opened == NULL, status < 0);
+        pllm_cuda_linear_close(opened);
+        failing_context_check(&failing);
+        if (!failing_context_hit(&failing)) break;
+    }
+    for (uint64_t n = 0; n < 100; n++) {
+        pllm_faulty_device_options options = {sizeof options, n, 0, 0};
+        pllm_device *faulty;
+        pllm_cuda_linear *opened;
+        OK(pllm_device_open_faulty(NULL, device, &options, &faulty));
+        int status = pllm_cuda_linear_open(NULL, faulty, memory, bytes, &opened);
+        int hit = pllm_faulty_device_calls(faulty) > n;
+        assert_int_equal(opened == NULL, status < 0);
+        if (!hit) assert_int_equal(status, PLLM_OK);
+        pllm_cuda_linear_close(opened);
+        pllm_device_close(faulty);
+        if (!hit) break;
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -706,6 +739,7 @@ int main(void)
         cmocka_unit_test(prefill_small),
         cmocka_unit_test(prefill_large),
         cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(opening_survives_every_fault),
     };
     return cmocka_run_group_tests(tests, suite_open, suite_close);
 }
