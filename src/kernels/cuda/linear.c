@@ -44,10 +44,10 @@ static int load_kernels(pllm_cuda_linear *l)
     int status = open_module(l, "linear_decode", &l->decode_module);
     if (status >= 0) status = open_module(l, "linear_plain", &l->plain_module);
     if (status >= 0) status = open_module(l, "linear_tile", &l->tile_module);
-    for (int i = 0; status >= 0 && i < LINEAR_DTYPES * 2; i++)
+    for (int i = 0; status >= 0 && i < LINEAR_DTYPES * 3; i++)
         status =
-            pllm_cuda_function_get(l->decode_module, decode_names[i / 2][i % 2],
-                                   l->attributes.shared_per_block_max, &l->decode[i / 2][i % 2]);
+            pllm_cuda_function_get(l->decode_module, decode_names[i / 3][i % 3],
+                                   l->attributes.shared_per_block_max, &l->decode[i / 3][i % 3]);
     const struct {
         pllm_cuda_module *module;
         const char *name;
