@@ -263,33 +263,63 @@ static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_
     return shape;
 }
 
-/* How many CTAs share k: more of them read x less often, fewer start sooner. */
-static uint32_t choose_cluster_shift(const pllm_cuda_linear *l, uint32_t rows)
+/* Units of a row, plain formats' too. */
+static uint32_t units_of(const pllm_cuda_matrix *m)
 {
-    if (l->attributes.major < 9) return 0;
-    uint32_t cluster = l->tuning.cluster;
-    if (cluster) return cluster >= 8 ? 3 : cluster >= 4 ? 2 : cluster >= 2 ? 1 : 0;
-    return rows <= 1 ? 0 : rows <= 4 ? 2 : 3;
+    return is_plain(m->dtype) ? m->k / 32 : pllm_packed_units(m->dtype, m->k);
+}
+
+/* Is there room in shared memory for one row of x, cut among as many CTAs as can be? */
+static int one_row_fits(const pllm_cuda_linear *l, const pllm_cuda_product *p)
+{
+    uint32_t shift = l->attributes.major < 9 ? 0 : 3;
+    return shape_of(p, units_of(p->matrix), shift, 1, 1).shared_bytes <=
+           l->attributes.shared_per_block_max;
+}
+
+/* How the grid is cut, as measured on an H200 (linear.md). One row: what starts soonest. More: CTAs
+ * of 16 warps convert x once for two tiles, and two of them share it. Where that x is too long to
+ * lie in shared memory beside the rest, or much W follows it, eight small CTAs share it. */
+static decode_shape choose_shape(const pllm_cuda_linear *l, const pllm_cuda_product *p,
+                                 uint32_t units, uint32_t *rows)
+{
+    enum { X_BYTES_MOST = 128 << 10 };
+    const pllm_cuda_linear_tuning *tuning = &l->tuning;
+    uint32_t limit = l->attributes.shared_per_block_max;
+    uint32_t shift = *rows >= 4, shift_max = 3, tiles = *rows > 1 ? 2 : 1;
+    decode_shape shape = shape_of(p, units, shift, tiles, *rows);
+    if ((uint64_t)shape.x_row_bytes * *rows > X_BYTES_MOST ||
+        (*rows > 8 && p->epilogue == PLLM_CUDA_SWIGLU))
+        shift = 3, tiles = 1;
+    if (tuning->cluster)
+        for (shift = 0; 2u << shift <= tuning->cluster && shift < 3;) shift++;
+    if (tuning->tiles) tiles = tuning->tiles;
+    if (l->attributes.major < 9) shift = shift_max = 0; /* no clusters */
+    shape = shape_of(p, units, shift, tiles, *rows);
+    while (shape.shared_bytes > limit && shift < shift_max)
+        shape = shape_of(p, units, ++shift, tiles, *rows);
+    if (shape.shared_bytes > limit) tiles = 1;
+    while (shape.shared_bytes > limit && *rows > 1)
+        shape = shape_of(p, units, shift, tiles, --*rows);
+    return shape;
 }
 
 /* Clusters that run at the same time, each taking sets of tiles in turn. The CTAs of one lie within
- * a part of the GPU (16 or 18 SMs on an H100), where some places stay empty. */
+ * a part of the GPU of some 16 SMs, where some places stay empty: of 32 clusters of 8 not all found
+ * one on an H200, and a cluster that waits for another's end takes as long again. */
 static uint32_t clusters_at_once(const pllm_cuda_linear *l, const decode_shape *shape,
                                  uint32_t ctas_per_sm)
 {
-    enum {
-        RESERVED = 1024,
-        PART = 16
-    }; /* bytes of shared memory that each CTA costs besides; SMs */
+    enum { RESERVED = 1024 }; /* bytes of shared memory that each CTA costs besides */
     uint32_t fit =
         (l->attributes.shared_per_block_max + RESERVED) / (shape->shared_bytes + RESERVED);
     ctas_per_sm /= shape->tiles;
     if (l->tuning.ctas_per_sm) ctas_per_sm = l->tuning.ctas_per_sm;
     if (fit < ctas_per_sm) ctas_per_sm = fit;
     if (!ctas_per_sm) ctas_per_sm = 1;
-    uint32_t sms = l->attributes.sm_count, ctas = 1u << shape->cluster_shift;
-    if (ctas <= 2) return sms * ctas_per_sm / ctas;
-    uint32_t clusters = sms / PART * (PART * ctas_per_sm / ctas);
+    uint32_t ctas = l->attributes.sm_count * ctas_per_sm;
+    if (shape->cluster_shift > 1) ctas = ctas / 16 * 15;
+    uint32_t clusters = ctas >> shape->cluster_shift;
     return clusters ? clusters : 1;
 }
 
@@ -298,19 +328,8 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
                        uint32_t row_first, uint32_t *rows)
 {
     const pllm_cuda_matrix *m = p->matrix;
-    uint32_t units = pllm_packed_units(m->dtype, m->k), limit = l->attributes.shared_per_block_max;
-    if (!units) units = m->k / 32;
-    uint32_t shift = choose_cluster_shift(l, *rows);
-    uint32_t shift_max = l->attributes.major < 9 ? 0 : 3;
-    uint32_t tiles = l->tuning.tiles ? l->tuning.tiles : 1;
-    decode_shape shape = shape_of(p, units, shift, tiles, *rows);
-    while (shape.shared_bytes > limit && shift < shift_max)
-        shape = shape_of(p, units, ++shift, tiles, *rows);
-    while (shape.shared_bytes > limit && *rows > 1)
-        shape = shape_of(p, units, shift, tiles, --*rows);
-    if (shape.shared_bytes > limit)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0, "k = %u is too long for this GPU's shared memory",
-                         m->k);
+    uint32_t units = units_of(m);
+    decode_shape shape = choose_shape(l, p, units, rows);
     decode_arguments arguments = {
         .matrix = {m->data, p->epilogue == PLLM_CUDA_SWIGLU ? p->second->data : m->data},
         .row_bytes = m->row_bytes,
@@ -332,7 +351,7 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
         .epsilon = p->epsilon,
     };
     void *parameters[] = {&arguments};
-    uint32_t ctas = 1u << shape.cluster_shift, set_rows = 16 * tiles * ctas;
+    uint32_t ctas = 1u << shape.cluster_shift, set_rows = 16 * shape.tiles * ctas;
     uint32_t sets = (m->n + set_rows - 1) / set_rows;
     uint32_t clusters =
         clusters_at_once(l, &shape, is_plain(m->dtype) ? DECODE_CTAS_PLAIN : DECODE_CTAS_BLOCKS);
@@ -341,7 +360,7 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
                            .y = 1,
                            .z = 1,
 
-                           .threads = 256 * tiles,
+                           .threads = 256 * shape.tiles,
                            .shared_bytes = shape.shared_bytes,
                            .dependent = p->dependent && row_first == 0,
                            .cluster = ctas};
@@ -354,8 +373,8 @@ int pllm_cuda_linear_decode(pllm_cuda_linear *l, pllm_stream *stream, const pllm
     int status = linear_check(p, 0);
     if (status < 0) return status;
     /* By the shape alone, so that all rows of a product go one way. */
-    if (p->compute_f32 || p->matrix->k % 32 || p->x % 16 || (p->rows > 1 && p->x_stride % 4) ||
-        p->norm_weight % 16)
+    if (p->compute_f32 || p->matrix->k % 32 || p->x % 16 || p->x_stride % 4 ||
+        p->norm_weight % 16 || !one_row_fits(l, p))
         return decode_f32(l, stream, p);
     for (uint32_t row = 0, rows; row < p->rows && status >= 0; row += rows) {
         rows = p->rows - row < DECODE_ROWS ? p->rows - row : DECODE_ROWS;
