@@ -27,22 +27,25 @@ typedef struct pllm_sequence pllm_sequence;
 typedef struct pllm_engine_options {
     uint32_t struct_bytes;         /* sizeof(pllm_engine_options) */
     uint32_t threads;              /* 0: one for each CPU that this process may use */
-    const char *device;            /* NULL: "host" */
-    uint64_t vram_limit_bytes;     /* all device bytes, weights too; 0: no limit */
+    const char *device;            /* "host" (NULL), "cuda", "cuda:1", "cuda:GPU-<uuid>" */
+    uint64_t vram_limit_bytes;     /* all device bytes, weights too, and on a GPU what the
+                                      context, code and libraries take; 0: no limit */
     uint64_t kv_limit_bytes;       /* KV block frames among them; 0: no limit */
-    uint64_t host_memory_bytes;    /* for blocks that left the device; 0: none; PLLM_UNLIMITED */
+    uint64_t host_memory_bytes;    /* for blocks that left the device; on a GPU pinned, when
+                                      opening if it is a limit; 0: none; PLLM_UNLIMITED */
     const char *nvme_path;         /* folder of the spill file; NULL: the user's cache folder */
     uint64_t nvme_size_bytes;      /* 0: no spill file; PLLM_UNLIMITED: what the context needs */
     const char *policy;            /* "static" (NULL), "lru", "2q" */
     const char *prefetch_strategy; /* "sequential" (NULL), "none" */
     const char *kv_format;         /* NULL or "auto": f32 for F32 checkpoints and, on the host, for
                                       BF16 ones, else f16; or "f32", "f16", "bf16", "int8", "int4" */
-    const char *compute;   /* "auto" (NULL): quantised weights meet 15-bit activations; "f32";
-                              "bf16" */
-    const char *disk_io;   /* "auto" (NULL), "uring", "pread" */
-    uint32_t sequence_max; /* sequences open at once; 0: 1 */
-    uint32_t context_max;  /* tokens a sequence; 0: what the model was trained for */
-    double link_bytes_per_second; /* host device: a simulated link; 0: none */
+    const char *compute;           /* "auto" (NULL): f32, but quantised weights meet 15-bit
+                                      activations; on a GPU bf16, f16 for F16 weights, f32 for F32
+                                      checkpoints, sums in f32 always; "f32"; "bf16" */
+    const char *disk_io;           /* "auto" (NULL), "uring", "pread" */
+    uint32_t sequence_max;         /* sequences open at once; 0: 1 */
+    uint32_t context_max;          /* tokens a sequence; 0: what the model was trained for */
+    double link_bytes_per_second;  /* host device: a simulated link; 0: none */
     uint64_t link_latency_ns;
     uint64_t granularity_bytes; /* host device: 0: 64 KiB */
     uint32_t record_max;        /* page accesses kept for replay; 0: none */

@@ -94,6 +94,8 @@ static void print_commands(FILE *file)
         file,
         "\nMODEL is a GGUF file, or a folder with config.json and safetensors.\n"
         "pagedllm COMMAND --help shows a command's options.\n"
+        "\nThe device is this machine's memory and processor (--device host, the default) or an\n"
+        "NVIDIA GPU (--device cuda). pagedllm doctor shows what there is.\n"
         "\nMemory: --vram-limit bounds all device bytes, weights too (layers beyond are streamed\n"
         "from host memory for each token), --kv-limit the KV cache's blocks among them. Blocks\n"
         "beyond move to host memory (--host-memory), then to a spill file\n"
@@ -103,6 +105,8 @@ static void print_commands(FILE *file)
         "  pagedllm run model.gguf --prompt \"Once upon a time\" --max-tokens 64\n"
         "  pagedllm run model.gguf --prompt-file book.txt --kv-limit 64MB --host-memory 256MB \\\n"
         "      --nvme-path /var/tmp --stats\n"
+        "  pagedllm run model.gguf --prompt-file book.txt --device cuda --vram-limit 24GB \\\n"
+        "      --host-memory 40GB\n"
         "  pagedllm tokenize model.gguf --text \"some text\" --json |\n"
         "      pagedllm logits model.gguf --ids - --output logits.npy\n"
         "  pagedllm chat model.gguf\n"

@@ -257,7 +257,7 @@ static int report_text(const findings *f)
             "together\n",
             f->memory_nodes);
     report_disk(f);
-    printf("limits     %s of memory may be locked (ulimit -l)\n",
+    printf("limits     %s of memory may be locked (ulimit -l), by io_uring's buffers too\n",
            f->memlock_bytes == RLIM_INFINITY
                ? "all"
                : pllm_size_text(f->memlock_bytes, memlock, sizeof memlock));

@@ -147,8 +147,15 @@ static int check(const pllm_settings *settings)
     bool tensor = cli_is_tensor(settings);
     if (!tensor && pllm_settings_given(settings, "page_size"))
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "--page-size is the size of weight pages, which come with the next "
-                         "release: leave it out (KV blocks are 32 tokens)");
+                         "--page-size is the size of bench tensor's pages: leave it out (a model's "
+                         "KV pages are blocks of 32 tokens, its weights move by layers)");
+    static const char *const link[] = {"link_bandwidth", "link_latency_us"};
+    for (int i = 0; i < 2 && pllm_device_name_is_cuda(settings->device); i++)
+        if (pllm_settings_given(settings, link[i]))
+            return pllm_fail(PLLM_EINVAL, 0,
+                             "--link-%s simulates a link for --device host, but %s has its own: "
+                             "leave it out",
+                             i ? "latency-us" : "bandwidth", settings->device);
     if (settings->vram_limit == 0 || settings->kv_limit == 0)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--%s 0 leaves nothing to work in: give a size such as 24GB, or unlimited",

@@ -225,11 +225,18 @@ class Commands(ProgramTest):
     def test_options_without_effect_are_refused(self):
         for options, word in ((("--page-size", "1MiB"), "page-size"),
                               (("--device", "tpu"), "tpu"),
+                              (("--device", "cuda", "--link-bandwidth", "10GB"), "--link-bandwidth simulates"),
+                              (("--link-latency-us", "5", "--device", "cuda:1"), "cuda:1 has its own"),
                               (("--kv-limit", "0"), "kv-limit"),
                               (("--stop", ""), "stop")):
             result = self.run_program("run", MODEL, "--prompt", "x", *options)
             self.assertEqual((result.returncode, result.stdout), (2, b""), options)
             self.assertIn(word.encode(), result.stderr)
+        # What is no GPU's name may have a link, and a link in the environment is refused too.
+        self.refuse("run", MODEL, "--prompt", "x", "--device", "cuda", words=["--link-bandwidth"],
+                    PAGEDLLM_LINK_BANDWIDTH="1GB")
+        self.succeed("run", MODEL, "--prompt", "x", "--max-tokens", "1", "--device", "host",
+                     "--link-bandwidth", "10GB", "--link-latency-us", "5")
         # The right word, but no machine has so many GPUs, and most have no driver: it says which.
         nowhere = self.run_program("run", MODEL, "--prompt", "x", "--device", "cuda:999")
         self.assertEqual((nowhere.returncode, nowhere.stdout), (1, b""))
