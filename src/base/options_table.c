@@ -114,12 +114,14 @@ const pllm_option pllm_options[] = {
 
     STRING(device, ALL, "NAME", "host",
            "where to compute: host, cuda, cuda:1 for the second GPU, or cuda:GPU-... by its UUID"),
-    UINT(threads, ALL, "0", 0, 1024, "processor threads; 0: as many as this process may use; a GPU's passes need one"),
+    UINT(threads, ALL, "0", 0, 1024,
+         "processor threads; 0: as many as this process may use; a GPU's passes need one"),
     SIZE(vram_limit, "vram_size", ALL, "unlimited", 0, 0,
          "all device memory together, weights too; on a GPU also its context, code and libraries, "
          "as the driver counts them; bench tensor: of the tensor's pages"),
     SIZE(kv_limit, NULL, ALL, "unlimited", 0, 0, "device memory for the blocks of the KV cache"),
-    SIZE(host_memory, NULL, ALL, "unlimited", 0, 0, "host memory for blocks that left the device; on a GPU it is pinned, and all of it when "
+    SIZE(host_memory, NULL, ALL, "unlimited", 0, 0,
+         "host memory for blocks that left the device; on a GPU it is pinned, and all of it when "
          "opening if a size is given; streamed weights lie beside it"),
     STRING(nvme_path, ALL, "DIR", NULL,
            "folder of the spill file; ~/.cache/pagedllm if only --nvme-size is given"),
@@ -129,15 +131,18 @@ const pllm_option pllm_options[] = {
          "bytes of a page of bench tensor; refused elsewhere: KV pages are blocks of 32 tokens, "
          "weights move by layers"),
     ENUM(policy, ALL, "static|lru|2q", "static",
-         "which pages stay: a fixed share, the latest used, or the often used; on a GPU: among those "
+         "which pages stay: a fixed share, the latest used, or the often used; on a GPU: among "
+         "those "
          "that no running sequence holds"),
     ENUM(prefetch_strategy, ALL, "sequential|none", "sequential",
          "which pages are fetched ahead of their use; on a GPU a pass plans that itself"),
     ENUM(kv_format, ALL, "auto|f32|f16|bf16|int8|int4", "auto",
          "of the KV cache; auto: f32 for f32 checkpoints, and on the host for bf16 ones; else f16"),
-    ENUM(compute, ALL, "auto|f32|bf16", "auto",
-         "arithmetic; auto: f32, but quantised weights meet 15-bit activations as two int8 products; "
-         "on a GPU tensor cores with f32 sums: bf16, or f16 for f16 weights (f32 checkpoints: f32)"),
+    ENUM(
+        compute, ALL, "auto|f32|bf16", "auto",
+        "arithmetic; auto: f32, but quantised weights meet 15-bit activations as two int8 "
+        "products; "
+        "on a GPU tensor cores with f32 sums: bf16, or f16 for f16 weights (f32 checkpoints: f32)"),
     SIZE(link_bandwidth, NULL, ALL, "unlimited", 1, 0,
          "bytes a second of the host device's simulated link; a GPU has a real one: refused"),
     FLOAT(link_latency_us, ALL, "0", 0, 1000000, "microseconds a copy of that link takes besides"),
