@@ -464,7 +464,7 @@ static void ctas_go_on_to_other_chunks(void **state)
     static const uint32_t lengths[] = {1000, 1, 300, 40, 64, 95, 33, 520};
     for (uint32_t f = 1; f < COUNT(formats); f++)
         for (uint32_t i = 0; i < 2; i++) {
-            if (small() && i == 1) continue;
+            if (small() && (i == 1 || f > 1)) continue;
             world w =
                 world_open(formats[f], small() ? 34 : 40, 1 + f, dims[i], lengths, COUNT(lengths));
             uint64_t count = w.rows * q_count(&w);
