@@ -364,7 +364,7 @@ static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda
                            .shared_bytes = shape.shared_bytes,
                            .dependent = p->dependent && row_first == 0,
                            .cluster = ctas};
-    return pllm_cuda_launch(l->device, stream, l->decode[m->dtype][*rows > 8 ? 2 : *rows > 2],
+    return pllm_cuda_launch(l->device, stream, l->decode[m->dtype][columns_of(m->dtype, *rows) / 8],
                             &grid, parameters);
 }
 

@@ -250,8 +250,8 @@ __device__ __forceinline__ void store_plain(uint8_t *x_row, float4 v, uint32_t a
     *(uint2 *)(x_row + byte) = packed;
 }
 
-/* x of the CTA's slices to shared memory, a warp for each (slice, row), in the same order of sums
- * whichever CTA and warp does it. */
+/* x of the CTA's slices to shared memory, a warp for each (slice, row or two), in the same order of
+ * sums whichever CTA and warp does it. */
 template <int DTYPE, int COLUMNS>
 __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x_scale,
                           float *x_sum, float *squares, uint32_t slice_first, uint32_t slice_count,
@@ -259,49 +259,62 @@ __device__ void convert_x(const decode_arguments &a, uint8_t *x_shared, float *x
 {
     typedef format<DTYPE> F;
     constexpr uint32_t group_k = F::group * F::unit_k;
-    constexpr int BATCH = 4;
+    constexpr int BATCH = 4, ROWS = COLUMNS == 16 ? 2 : 1; /* loads in flight: both together */
     uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
     uint32_t k_first = slice_first * groups / DECODE_SLICES * group_k; /* of the CTA */
     uint32_t k_padded = a.units * F::unit_k;
+    uint32_t task_count = slice_count * ((a.rows + ROWS - 1) / ROWS);
     const float *norm = (const float *)a.norm_weight;
-    for (uint32_t task = threadIdx.x / 32; task < slice_count * a.rows; task += warps) {
-        uint32_t slice = slice_first + task % slice_count, row = task / slice_count;
+    for (uint32_t task = threadIdx.x / 32; task < task_count; task += warps) {
+        uint32_t slice = slice_first + task % slice_count, row = task / slice_count * ROWS;
         uint32_t k_begin = slice * groups / DECODE_SLICES * group_k;
         uint32_t k_end = min((slice + 1) * groups / DECODE_SLICES * group_k, k_padded);
         const float *x = (const float *)a.x + row * a.x_stride;
-        uint8_t *x_row = x_shared + row * a.x_row_bytes;
-        float sum = 0.0f;
+        float sum[ROWS] = {};
         for (uint32_t base = k_begin; base < k_end; base += BATCH * 128) {
-            float4 v[BATCH];
+            float4 v[ROWS][BATCH];
 #pragma unroll
-            for (int j = 0; j < BATCH; j++) {
-                uint32_t i = base + j * 128 + lane * 4;
-                v[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (i < k_end && i < a.k) v[j] = __ldcg((const float4 *)(x + i));
-            }
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int j = 0; j < BATCH; j++) {
+                    uint32_t i = base + j * 128 + lane * 4;
+                    v[r][j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (i < k_end && i < a.k && (r == 0 || row + r < a.rows))
+                        v[r][j] = __ldcg((const float4 *)(x + r * a.x_stride + i));
+                }
 #pragma unroll
             for (int j = 0; j < BATCH; j++) {
                 uint32_t i = base + j * 128 + lane * 4;
                 if (base + j * 128 >= k_end) break;
-                if (norm && i < k_end && i < a.k) {
-                    float4 w = __ldg((const float4 *)(norm + i));
-                    sum = fmaf(v[j].x, v[j].x, sum);
-                    sum = fmaf(v[j].y, v[j].y, sum);
-                    sum = fmaf(v[j].z, v[j].z, sum);
-                    sum = fmaf(v[j].w, v[j].w, sum);
-                    v[j].x *= w.x, v[j].y *= w.y, v[j].z *= w.z, v[j].w *= w.w;
+                float4 w = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+                if (norm && i < k_end && i < a.k) w = __ldg((const float4 *)(norm + i));
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    float4 u = v[r][j];
+                    uint8_t *x_row = x_shared + (row + r) * a.x_row_bytes;
+                    int store = i < k_end && (r == 0 || row + r < a.rows);
+                    if (norm) {
+                        sum[r] = fmaf(u.x, u.x, sum[r]);
+                        sum[r] = fmaf(u.y, u.y, sum[r]);
+                        sum[r] = fmaf(u.z, u.z, sum[r]);
+                        sum[r] = fmaf(u.w, u.w, sum[r]);
+                        u.x *= w.x, u.y *= w.y, u.z *= w.z, u.w *= w.w;
+                    }
+                    if constexpr (F::blocks)
+                        quantise<DTYPE, COLUMNS>(x_row, x_scale, x_sum, u, (i - k_first) / 32,
+                                                 lane % 8, row + r, store);
+                    else if (store)
+                        store_plain<DTYPE>(x_row, u, i - k_first);
                 }
-                if constexpr (F::blocks)
-                    quantise<DTYPE, COLUMNS>(x_row, x_scale, x_sum, v[j], (i - k_first) / 32,
-                                             lane % 8, row, i < k_end);
-                else if (i < k_end)
-                    store_plain<DTYPE>(x_row, v[j], i - k_first);
             }
         }
-        if (norm) {
+        if (!norm) continue;
 #pragma unroll
-            for (int bit = 16; bit; bit /= 2) sum += __shfl_xor_sync(~0u, sum, bit);
-            if (lane == 0) squares[task % slice_count * DECODE_ROWS + row] = sum;
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+            for (int bit = 16; bit; bit /= 2) sum[r] += __shfl_xor_sync(~0u, sum[r], bit);
+            if (lane == 0 && (r == 0 || row + r < a.rows))
+                squares[task % slice_count * DECODE_ROWS + row + r] = sum[r];
         }
     }
 }
@@ -489,6 +502,8 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     constexpr uint32_t columns = COLUMNS;
     constexpr int TILES = (COLUMNS + 7) / 8;
     constexpr bool few = COLUMNS == 2;
+    /* Units of W on their way before x is read; the registers of the others hold x then. */
+    constexpr int early = COLUMNS == 16 && !F::blocks ? F::depth / 2 : F::depth;
     extern __shared__ uint4 shared_memory[];
 
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -532,7 +547,7 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     go_to(set, 0);
     if (unit_first < unit_end) {
 #pragma unroll
-        for (int j = 0; j < F::depth; j++)
+        for (int j = 0; j < early; j++)
             if (unit_first + j < unit_end) load(j, unit_first + j);
 #pragma unroll
         for (int h = 0; h < 2; h++) load_scales<DTYPE>(scales[h], row[h], unit_first, t);
@@ -543,6 +558,9 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
     wait_for_kernel_before();
     convert_x<DTYPE, COLUMNS>(a, x_shared, x_scale, x_sum, squares, slice_first, slice_count,
                               groups);
+#pragma unroll
+    for (int j = early; j < F::depth; j++)
+        if (unit_first + j < unit_end) load(j, unit_first + j);
     if (warps > slice_count)
         __syncthreads();
     else
