@@ -332,12 +332,11 @@ int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
     char text[256];
     cuda_error_text(&cuda->driver, code, text, sizeof text);
     atomic_fetch_add(&cuda->unpinned_count, 1);
-    pllm_log(
-        device->context, PLLM_LOG_WARN,
-        "%.1f GiB of host memory could not be pinned (%s): copies to and from it run at a "
-        "fraction of the link's speed and hold up the thread that submits them, and kernels "
-        "can't reach it; use less host memory, or raise the limit of locked memory (ulimit -l)",
-        (double)bytes / (1 << 30), text);
+    pllm_log(device->context, PLLM_LOG_WARN,
+             "%.1f GiB of host memory could not be pinned (%s): copies to and from it run at a "
+             "fraction of the link's speed and hold up the thread that submits them, and kernels "
+             "can't reach it; use less host memory (ulimit -l is not what limits it)",
+             (double)bytes / (1 << 30), text);
     return PLLM_OK;
 }
 
