@@ -21,6 +21,12 @@
 #include <string.h>
 #include "engine/weights.h"
 
+/* Long copies go around the cache, which is right for what is read much later. A part is read right
+ * after it has come, so one that a cache may hold is copied in pieces, which go through it:
+ * measured with SmolLM2 (layers of 2.4 MB, 32 MB of cache), 77 MB a token cost 0.8 ms so, 3.1 ms
+ * around the cache. */
+enum { PIECE_BYTES = 128 << 10, CACHED_BYTES = 8 << 20 };
+
 /* What the pass reads at a position, or the next pass if it is known. */
 static uint32_t part_at(const pllm_weights *weights, uint64_t position)
 {
@@ -43,16 +49,21 @@ static int send(pllm_weights *weights, uint32_t part)
 {
     const pllm_device_ops *ops = weights->device->ops;
     uint64_t slot = weights->sent % weights->ring_count;
-    pllm_copy copy = {.to = weights->ring_va + slot * weights->slot_bytes,
-                      .from = (uintptr_t)weights->parts[part].home,
-                      .bytes = weights->parts[part].bytes};
-    int status = ops->copy(weights->device, weights->copies, PLLM_COPY_IN, &copy);
+    uint64_t bytes = weights->parts[part].bytes, piece = bytes;
+    if (bytes <= CACHED_BYTES) piece = PIECE_BYTES;
+    pllm_copy copies[CACHED_BYTES / PIECE_BYTES];
+    uint32_t count = 0;
+    for (uint64_t at = 0; at < bytes; at += piece)
+        copies[count++] = (pllm_copy){.to = weights->ring_va + slot * weights->slot_bytes + at,
+                                      .from = (uintptr_t)weights->parts[part].home + at,
+                                      .bytes = bytes - at < piece ? bytes - at : piece};
+    int status = ops->copy_batch(weights->device, weights->copies, PLLM_COPY_IN, copies, count);
     if (status == PLLM_OK)
         status = ops->event_record(weights->device, weights->loaded[slot], weights->copies);
     if (status < 0) return status;
     weights->sent++;
     weights->sent_at++;
-    weights->stream_bytes += copy.bytes;
+    weights->stream_bytes += bytes;
     return PLLM_OK;
 }
 
