@@ -34,23 +34,23 @@ class Bench(ProgramTest):
         self.assertAlmostEqual(points[3, 64]["read_bytes_per_token"], report["weight_bytes"] / 3 + kv, delta=1)
 
     def test_over_a_link(self):
-        """Over a link of 500 MB/s, KV that misses is the bound, and a token after an eviction waits for all of it."""
+        """Over a link of 25 MB/s, slower than any busy machine, KV that misses is the bound, and a token after an eviction waits for all of it."""
         report = json.loads(self.succeed(*SHAPE, "--depth", 640, "--prefill", 0, "--decode", 4, "--json",
                                          "--kv-format", "f16", "--kv-limit", "8MB", "--host-memory", "1GB",
-                                         "--link-bandwidth", "500MB", "--resume"))
-        self.assertAlmostEqual(report["link_bytes_per_second"], 500e6, delta=25e6)
+                                         "--link-bandwidth", "25MB", "--resume"))
+        self.assertLess(report["link_bytes_per_second"], 1.05 * 25e6)
         result = report["results"][0]
         self.assertGreater(result["not_resident_bytes_per_token"], 4e6)
         self.assertEqual(result["bound_by"], "link")
         kv = 640 * 30 * 3 * 64 * 2 * 2 # all of it comes back, less what was staged
-        self.assertGreater(result["resume_ms"], 0.7 * kv / 500e6 * 1e3)
+        self.assertGreater(result["resume_ms"], 0.7 * kv / 25e6 * 1e3)
         self.assertAlmostEqual(result["bound_ms"], result["not_resident_bytes_per_token"]
                                / report["link_bytes_per_second"] * 1e3, delta=1e-3)
 
     def test_streamed_weights(self):
-        """Over a link of 2 GB/s, weights that do not fit are the bound, and a step takes at least that."""
+        """Over a link of 200 MB/s, weights that do not fit are the bound, and a step takes at least that."""
         report = json.loads(self.succeed(*SHAPE, "--depth", 32, "--prefill", 0, "--decode", 4, "--json",
-                                         "--vram-limit", "40MB", "--link-bandwidth", "2GB"))
+                                         "--vram-limit", "40MB", "--link-bandwidth", "200MB"))
         result = report["results"][0]
         missing = report["weight_bytes"] - report["weight_resident_bytes"]
         self.assertEqual(result["not_resident_bytes_per_token"], missing)
