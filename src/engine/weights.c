@@ -238,9 +238,7 @@ static int pack_matrix(packer *p, const pllm_tensor_view *view, const pllm_linea
     pllm_free(context, p->rows);
     p->rows = NULL;
     uint64_t bytes = linear->n * p->row_bytes;
-    if (view->data)
-        pllm_model_drop(p->weights->model, (const char *)view->data + row_first * p->row_bytes,
-                        bytes);
+    if (view->data) pllm_model_drop(p->weights->model, view->data);
     p->done_bytes += bytes;
     if (p->done_bytes < p->total_bytes && p->options->progress &&
         p->options->progress(p->options->user, "loading", p->done_bytes, p->total_bytes))
@@ -296,6 +294,7 @@ static int pack_all(pllm_weights *weights, const pllm_weights_options *options)
 {
     const pllm_model *model = weights->model;
     packer p = {.weights = weights, .options = options, .total_bytes = pllm_model_bytes(model)};
+    pllm_model_drop(model, pllm_model_output(model)->data); /* looked at so far, all over */
     int status = read_norm(&p, pllm_model_output_norm(model), weights->output_norm);
     if (status == PLLM_OK && !weights->tied)
         status = pack_matrix(&p, pllm_model_embedding(model), &weights->embedding, 0);

@@ -57,15 +57,23 @@ const pllm_context *pllm_model_context(const pllm_model *model)
     return model->context;
 }
 
-void pllm_model_drop(const pllm_model *model, const void *data, uint64_t bytes)
+static int drop_if_inside(const uint8_t *map, uint64_t map_bytes, const void *data)
 {
-    (void)model;
+    uintptr_t at = (uintptr_t)data, first = (uintptr_t)map;
+    if (!map || at < first || at - first >= map_bytes) return 0;
+    (void)madvise((void *)first, map_bytes, MADV_DONTNEED); /* maps begin at a page */
+    return 1;
+}
+
+void pllm_model_drop(const pllm_model *model, const void *data)
+{
     if (!data) return; /* random weights lie nowhere */
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = (uintptr_t)data & ~(uintptr_t)(page - 1);
-    uintptr_t end = ((uintptr_t)data + bytes + page - 1) & ~(uintptr_t)(page - 1);
-    /* Whole pages outward: neighbours are read-only file pages too and fault back in. */
-    if (bytes > 0) (void)madvise((void *)first, end - first, MADV_DONTNEED);
+    if (drop_if_inside(model->map.data, model->map.bytes, data)) return;
+    for (uint32_t i = 0; i < model->shard_count; i++) {
+        uint64_t bytes;
+        const uint8_t *map = pllm_safetensors_map(model->shards[i], &bytes);
+        if (drop_if_inside(map, bytes, data)) return;
+    }
 }
 
 /* ---- binding -------------------------------------------------------------------------------- */

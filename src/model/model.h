@@ -111,8 +111,9 @@ uint64_t pllm_model_bytes(const pllm_model *model);
 /* Tells models apart: XXH3 over hyperparameters, metadata, tensor tables and the first 64 bytes of
  * every tensor. Touches at most one page a tensor. The same files give the same number anywhere. */
 uint64_t pllm_model_fingerprint(const pllm_model *model);
-/* Lets the kernel take back the pages that hold [data, data + bytes), which must lie in a view of
- * this model; they are read again from the file when touched. For after a repack. */
-void pllm_model_drop(const pllm_model *model, const void *data, uint64_t bytes);
+/* Lets the kernel take back what is mapped of the file in which data, a view's, lies; it is read
+ * again when touched. For after a repack. The whole file, since a touch may map its neighbours too,
+ * megabytes of them where the file's pages are cached in large folios. */
+void pllm_model_drop(const pllm_model *model, const void *data);
 
 #endif

@@ -316,6 +316,12 @@ const char *pllm_safetensors_path(const pllm_safetensors *self)
     return self->path;
 }
 
+const uint8_t *pllm_safetensors_map(const pllm_safetensors *file, uint64_t *bytes_out)
+{
+    *bytes_out = file->map.bytes;
+    return file->map.data;
+}
+
 const uint8_t *pllm_safetensors_header(const pllm_safetensors *self, uint64_t *bytes_out)
 {
     *bytes_out = self->header_bytes;

@@ -34,6 +34,8 @@ uint32_t pllm_safetensors_count(const pllm_safetensors *file);
 /* index < count, in the order of the data. */
 const pllm_safetensors_view *pllm_safetensors_at(const pllm_safetensors *file, uint32_t index);
 const char *pllm_safetensors_path(const pllm_safetensors *file);
+/* The mapped file; NULL if it was parsed from memory. */
+const uint8_t *pllm_safetensors_map(const pllm_safetensors *file, uint64_t *bytes_out);
 /* Header and length word, for fingerprints. */
 const uint8_t *pllm_safetensors_header(const pllm_safetensors *file, uint64_t *bytes_out);
 

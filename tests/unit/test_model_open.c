@@ -155,7 +155,7 @@ static void test_drop_keeps_bytes(void **state)
     const pllm_tensor_view *view = pllm_model_embedding(model);
     uint8_t *copy = malloc(view->bytes);
     memcpy(copy, view->data, view->bytes);
-    pllm_model_drop(model, view->data, view->bytes);
+    pllm_model_drop(model, view->data);
     assert_memory_equal(copy, view->data, view->bytes);
     free(copy);
     pllm_model_close(model);

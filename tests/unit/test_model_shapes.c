@@ -107,7 +107,7 @@ static void test_formats_and_refusals(void **state)
     pllm_model *same = must_open("llama-2-7b", PLLM_BF16);
     assert_true(pllm_model_fingerprint(same) == pllm_model_fingerprint(half));
     assert_int_equal(pllm_model_shape_of(same)->context_max, 4096);
-    pllm_model_drop(same, NULL, 0);
+    pllm_model_drop(same, NULL);
     pllm_model_close(same);
     pllm_model_close(half);
     pllm_model_close(four);

@@ -219,7 +219,7 @@ static int load_matrix(loader *l, const pllm_tensor_view *view, const pllm_cuda_
         if (status == PLLM_OK) status = device->ops->stream_sync(device, state->compute);
         if (status < 0) return status;
     }
-    pllm_model_drop(engine->model, view->data, view->bytes);
+    pllm_model_drop(engine->model, view->data);
     return progress(l, view->bytes);
 }
 
