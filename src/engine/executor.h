@@ -38,6 +38,9 @@ typedef struct pllm_executor {
     /* Lets go of blocks it keeps resident, so that they can be evicted; NULL: it keeps none.
      * sequence NULL: all. */
     void (*let_go)(pllm_engine *engine, pllm_sequence *sequence);
+    /* Sealed blocks of a layer that the prompts of one pass may read and make between them, when
+     * they are several; NULL: any number. */
+    uint32_t (*prompt_blocks)(const pllm_engine *engine);
     /* Fills weight_bytes, compute and kernels. */
     void (*info)(const pllm_engine *engine, pllm_engine_info *info);
     /* Fills what it alone counts; NULL: nothing. */

@@ -107,6 +107,18 @@ static void list_rows(pllm_pass *pass, const pllm_step_item *step_item, pass_ite
     }
 }
 
+/* Prompts of a pass whose blocks the device could not have together wait for the next one. */
+static int has_room(const pllm_engine *engine, const pllm_sequence *sequence, uint32_t rows)
+{
+    const pllm_pass *pass = &engine->pass;
+    uint64_t blocks = (sequence->length + rows) / PLLM_BLOCK_TOKENS;
+    if (pass->prompt_items == 0 || !engine->executor->prompt_blocks) return 1;
+    for (uint32_t i = 0; i < pass->item_count; i++)
+        if (!pass->items[i].decode)
+            blocks += (pass->items[i].start + pass->items[i].rows) / PLLM_BLOCK_TOKENS;
+    return blocks <= engine->executor->prompt_blocks(engine);
+}
+
 /* Takes item i of the step into the pass, if it has rows of this kind left. */
 static int gather_item(pllm_engine *engine, const pllm_step_item *items, uint32_t i, int decode,
                        uint32_t *prompt_rows)
@@ -115,6 +127,7 @@ static int gather_item(pllm_engine *engine, const pllm_step_item *items, uint32_
     int is_decode;
     uint32_t rows = rows_for(items[i].sequence, *prompt_rows, &is_decode);
     if (rows == 0 || is_decode != decode) return PLLM_OK;
+    if (!decode && !has_room(engine, items[i].sequence, rows)) return PLLM_OK;
     pass_item *item = &pass->items[pass->item_count++];
     item->sequence = items[i].sequence;
     item->step_item = i;

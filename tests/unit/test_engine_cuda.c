@@ -217,6 +217,94 @@ static void prompts_and_blocks_share(void **state)
     assert_int_equal(fake->live, 0);
 }
 
+static void take(pllm_engine *engine, pllm_sequence *const *sequences, uint32_t items,
+                 uint32_t count, uint32_t generated)
+{
+    static uint32_t ids[2048];
+    uint32_t rows = 0;
+    pllm_step_item item[SEQUENCES];
+    for (uint32_t i = 0; i < items; i++)
+        item[i] = (pllm_step_item){.sequence = sequences[i],
+                                   .ids = ids,
+                                   .token_count = count,
+                                   .generated = generated,
+                                   .logits = 1};
+    if (pllm_engine_step(engine, item, items, ignore, &rows) < 0)
+        fail_msg("%u tokens at %u: %s", count, pllm_sequence_length(sequences[0]),
+                 pllm_last_error()->text);
+    assert_int_equal(rows, items);
+}
+
+/* Under the least limit a layer of one long sequence fits, and not of three: their prompts take
+ * turns. And evicting leaves nothing on the device, no ring either. */
+static void long_prompts_take_turns(void **state)
+{
+    (void)state;
+    pllm_device *device = open_fake();
+    setting s = {.format = "f16"};
+    pllm_engine_options options = options_of(&s);
+    options.host_memory_bytes = 512 << 20;
+    options.context_max = 6000;
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    for (uint32_t i = 0; i < 4; i++) { /* a smaller limit has a smaller ring, and so on */
+        assert_int_equal(pllm_engine_info_get(engine, &info), PLLM_OK);
+        pllm_engine_close(engine);
+        options.kv_limit_bytes = info.least_kv_bytes;
+        engine = open_engine(device, &options);
+    }
+    pllm_sequence *sequences[SEQUENCES];
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+        for (uint32_t piece = 0; piece < 4; piece++) take(engine, &sequences[i], 1, 1450, 0);
+    }
+    take(engine, sequences, SEQUENCES, 1, 1); /* a ring is there from now on */
+    take(engine, sequences, SEQUENCES, 50, 0);
+    assert_int_equal(pllm_engine_evict_all(engine), PLLM_OK);
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    assert_true(stats.kv_stream_bytes > 0);
+    assert_int_equal(stats.frames_used, 0);
+    take(engine, sequences, SEQUENCES, 1, 1);
+    pllm_engine_check(engine);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    assert_int_equal(fake->live, 0);
+}
+
+/* Blocks on disk pass through frames that nothing else may have taken: neither what is held, which
+ * is cut in whole chunks a layer, so that each limit leaves another rest, nor what is sealed. */
+static void disk_under_any_limit(void **state)
+{
+    (void)state;
+    pllm_device *device = open_fake();
+    setting s = {.format = "f16", .disk_bytes = 256 << 20};
+    pllm_engine_options options = options_of(&s);
+    options.sequence_max = 1;
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_engine_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_engine_info_get(engine, &info), PLLM_OK);
+    pllm_engine_close(engine);
+    options.kv_limit_bytes = info.least_kv_bytes;
+    engine = open_engine(device, &options);
+    pllm_sequence *sequence;
+    assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
+    take(engine, &sequence, 1, 990, 0);
+    for (uint32_t frames = 0; frames < 280; frames += 4) {
+        uint64_t limit = info.least_kv_bytes + frames * info.kv_bytes_per_block;
+        assert_int_equal(pllm_engine_set_kv_limit(engine, limit), PLLM_OK);
+        assert_int_equal(pllm_sequence_truncate(sequence, 990), PLLM_OK);
+        for (uint32_t i = 0; i < 3; i++) take(engine, &sequence, 1, 1, 1);
+        pllm_engine_check(engine);
+    }
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    assert_true(stats.disk_to_device_bytes > 0);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    assert_int_equal(fake->live, 0);
+}
+
 int main(void)
 {
     void *library = dlopen(LIBRARY, RTLD_NOW);
@@ -234,6 +322,8 @@ int main(void)
         cmocka_unit_test(weights),
         cmocka_unit_test(disk),
         cmocka_unit_test(prompts_and_blocks_share),
+        cmocka_unit_test(long_prompts_take_turns),
+        cmocka_unit_test(disk_under_any_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -81,7 +81,7 @@ int pllm_cuda_blocks_open(pllm_engine *engine)
     return PLLM_OK;
 }
 
-void pllm_cuda_blocks_close_ring(pllm_engine *engine)
+static void close_ring(pllm_engine *engine)
 {
     cuda_blocks *blocks = &engine->cuda->blocks;
     if (!blocks->has_ring) return;
@@ -97,7 +97,7 @@ void pllm_cuda_blocks_close(pllm_engine *engine)
     const pllm_context *context = engine->context;
     pllm_device *device = engine->device;
     const pllm_kv_cache *cache = &engine->cache;
-    pllm_cuda_blocks_close_ring(engine);
+    close_ring(engine);
     for (uint32_t i = 0; i < WAVE_GROUPS; i++) {
         device->ops->event_close(device, blocks->loaded[i]);
         device->ops->event_close(device, blocks->released[i]);
@@ -175,6 +175,7 @@ void pllm_cuda_blocks_let_go(pllm_engine *engine, pllm_sequence *sequence)
             *held = 0;
         }
     }
+    if (!sequence) close_ring(engine); /* opened again when it is needed */
 }
 
 /* --- what this pass holds --- */
@@ -250,6 +251,28 @@ static uint64_t frame_limit(const pllm_engine *engine)
     return stats.tiers.frame_limit;
 }
 
+/* Two batches of a chunk at least, where blocks come from disk. */
+static uint32_t batch_frames(const pllm_engine *engine)
+{
+    return engine->options.nvme_size_bytes ? 2 * PLLM_CHUNK_BLOCKS : 0;
+}
+
+uint32_t pllm_cuda_blocks_least(const pllm_engine *engine)
+{
+    return ring_count(&engine->cuda->blocks) + batch_frames(engine) +
+           engine->shape.layer_count * engine->cache.sequence_max;
+}
+
+uint32_t pllm_cuda_blocks_of_prompts(const pllm_engine *engine)
+{
+    const pllm_cuda_state *state = engine->cuda;
+    uint64_t limit = frame_limit(engine), taken = pllm_cuda_blocks_least(engine);
+    if (!state->prompt_space) taken += state->prompt_bytes / engine->cache.sealed_bytes + 1;
+    uint64_t one = engine->cache.block_max, most = limit > taken ? limit - taken : 0;
+    if (most < one) most = one;
+    return most < UINT32_MAX ? (uint32_t)most : UINT32_MAX;
+}
+
 /* How many blocks of each sequence of the pass are to be held. */
 static int choose_targets(pllm_engine *engine)
 {
@@ -277,6 +300,7 @@ static int choose_targets(pllm_engine *engine)
             if (!in_pass(engine, s)) pllm_cuda_blocks_let_go(engine, s);
         if (total + ring > limit) blocks->streaming = 1;
     }
+    if (blocks->streaming) working += batch_frames(engine);
     uint64_t spare = ring_count(blocks) + working;
     blocks->frame_limit = limit;
     blocks->working = working;
@@ -425,6 +449,10 @@ static int plan_block(pllm_engine *engine, const pass_item *item, uint32_t layer
     engine->pass.layer = layer;
     pllm_page page = pllm_pass_page(&engine->pass, item, block);
     const void *from = source_of(engine, page);
+    if (!from && !pllm_pager_is_resident(engine->pager, page)) {
+        blocks->by_pager = 1; /* it could only be written to disk: the pager brings them all */
+        return 0;
+    }
     if (!from) {
         int status = borrow(engine, item, page);
         if (blocks->borrowable) blocks->borrowable--;
@@ -517,6 +545,10 @@ static int plan_waves(pllm_engine *engine, uint32_t rows)
         for (uint32_t row = 0; row < rows; row++) {
             int status = plan_row(engine, layer, row, rows, &wave, &used);
             if (status < 0) return status;
+            if (!blocks->by_pager) continue;
+            pllm_cuda_blocks_return(engine);
+            count_borrowable(engine);
+            return PLLM_OK;
         }
     }
     blocks->waves_of_layer[engine->shape.layer_count] = blocks->wave_count;

@@ -138,8 +138,7 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     needs.host_at_once = 1;
     needs.extra_pages = ring;
     /* The ring, one layer of the longest context, and a block a layer for those that grow. */
-    needs.least_frames =
-        ring + engine->cache.block_max + engine->shape.layer_count * engine->cache.sequence_max;
+    needs.least_frames = pllm_cuda_blocks_least(engine) + engine->cache.block_max;
     if (needs.least_frames > (uint64_t)engine->cache.group_max * engine->shape.layer_count)
         needs.least_frames = engine->cache.group_max * engine->shape.layer_count;
     *needs_out = needs;
@@ -290,9 +289,10 @@ static void cuda_stats(const pllm_engine *engine, pllm_engine_stats *stats)
     const pllm_cuda_state *state = engine->cuda;
     stats->weight_stream_bytes = state->weights.streamed_bytes;
     stats->kv_stream_bytes = state->blocks.streamed_bytes;
-    stats->weight_resident_bytes =
-        state->weights.total_bytes -
-        (uint64_t)state->weights.streamed_count * state->weights.image_bytes;
+    stats->weight_resident_bytes = state->weights.total_bytes;
+    for (uint32_t i = 0; i < engine->shape.layer_count; i++)
+        if (state->weights.streamed[i])
+            stats->weight_resident_bytes -= state->weights.layers[i].bytes;
 }
 
 const pllm_executor pllm_cuda_executor = {
@@ -304,6 +304,7 @@ const pllm_executor pllm_cuda_executor = {
     .forward = pllm_cuda_forward,
     .copy_open = cuda_copy_open,
     .let_go = pllm_cuda_blocks_let_go,
+    .prompt_blocks = pllm_cuda_blocks_of_prompts,
     .info = cuda_info,
     .stats = cuda_stats,
 };

@@ -661,6 +661,17 @@ static int run_decode(pllm_engine *engine, const pass_args *a)
     return status;
 }
 
+/* The layer before this one is over: what was pinned for it may go, if it has not yet. */
+static int leave_before(pllm_engine *engine, uint32_t layer)
+{
+    pllm_cuda_state *state = engine->cuda;
+    if (layer <= state->blocks.left) return PLLM_OK;
+    int status = engine->device->ops->event_wait(engine->device, state->layer_done[(layer - 1) & 1],
+                                                 UINT64_MAX);
+    if (status == PLLM_OK) pllm_cuda_blocks_leave(engine, layer - 1, 1);
+    return status;
+}
+
 /* Prompts, and generated rows beside them: layer by layer. A layer's blocks are let go one layer
  * later, so that the GPU never waits for the CPU. */
 static int run_prompts(pllm_engine *engine, const pass_args *a)
@@ -674,12 +685,12 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     if (status == PLLM_OK)
         status = embed(engine, a->prompt_ids, engine->pass.row_count - a->decode_rows, state->p_x);
     for (uint32_t layer = 0; status == PLLM_OK && layer < layers; layer++) {
-        status = pllm_cuda_blocks_enter(engine, layer);
+        /* Batches from disk need frames of their own, and wait anyway. */
+        if (state->blocks.by_pager) status = leave_before(engine, layer);
+        if (status == PLLM_OK) status = pllm_cuda_blocks_enter(engine, layer);
         if ((status == PLLM_EBUSY || status == PLLM_ENODEVMEM) && layer > state->blocks.left) {
             /* The layer before still holds what this one needs. */
-            status =
-                ops->event_wait(engine->device, state->layer_done[(layer - 1) & 1], UINT64_MAX);
-            if (status == PLLM_OK) pllm_cuda_blocks_leave(engine, layer - 1, 1);
+            status = leave_before(engine, layer);
             if (status == PLLM_OK) status = pllm_cuda_blocks_enter(engine, layer);
         }
         if (status == PLLM_OK) status = upload_tables(engine, layer, 1);
@@ -696,12 +707,7 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
         if (status == PLLM_OK)
             status =
                 ops->event_record(engine->device, state->layer_done[layer & 1], state->compute);
-        if (status < 0) return status;
-        if (layer > state->blocks.left) {
-            status =
-                ops->event_wait(engine->device, state->layer_done[(layer - 1) & 1], UINT64_MAX);
-            if (status == PLLM_OK) pllm_cuda_blocks_leave(engine, layer - 1, 1);
-        }
+        if (status == PLLM_OK) status = leave_before(engine, layer);
     }
     state->blocks.tables_changed = 0;
     return status;
@@ -796,19 +802,19 @@ int pllm_cuda_forward(pllm_engine *engine)
     pllm_error kept = *pllm_last_error();
     /* Everything is over before any block is let go, also after a failure. */
     int synced = ops->stream_sync(engine->device, state->compute);
+    if (status == PLLM_OK && synced < 0) {
+        status = synced;
+        kept = *pllm_last_error();
+    }
     if (status < 0) {
         ops->stream_sync(engine->device, state->copies);
         state->weights.primed = 0;
         pllm_cuda_blocks_undo(engine);
         return kept.status == status ? pllm_fail(status, kept.native, "%s", kept.text) : status;
     }
-    if (synced < 0) {
-        state->weights.primed = 0;
-        pllm_cuda_blocks_undo(engine);
-        return synced;
-    }
     while (state->blocks.left < state->blocks.entered)
         pllm_cuda_blocks_leave(engine, state->blocks.left, 1);
     pllm_cuda_blocks_return(engine);
-    return pllm_pager_poll(engine->pager);
+    (void)pllm_pager_poll(engine->pager); /* the pass is done: who next waits is told */
+    return PLLM_OK;
 }

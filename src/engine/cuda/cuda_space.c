@@ -88,10 +88,10 @@ static int evict_for_it(pllm_engine *engine)
         pllm_workspace_bytes(state->weights.fixed) + pllm_workspace_bytes(state->weights.space);
     uint64_t frames = budget.charged_bytes - others;
     uint64_t room = budget.limit_bytes - budget.charged_bytes;
-    uint64_t need = state->prompt_bytes > room ? state->prompt_bytes - room : 0;
+    /* With room in the budget it is the device that is full: others took what was free. */
+    uint64_t need = state->prompt_bytes - (room < state->prompt_bytes ? room : 0);
     if (need < frames / 2) need += ROUNDING;
     pllm_cuda_blocks_let_go(engine, NULL);
-    pllm_cuda_blocks_close_ring(engine);
     int status = pllm_pager_set_device_limit(engine->pager, need < frames ? frames - need : 0);
     if (status == PLLM_OK) status = open_now(engine);
     uint64_t limit = engine->options.kv_limit_bytes;

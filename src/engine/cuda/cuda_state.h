@@ -159,6 +159,10 @@ int pllm_cuda_layer_leave(pllm_engine *engine, uint32_t layer);
 
 /* cuda_blocks.c */
 uint32_t pllm_cuda_blocks_plan(pllm_engine *engine); /* returns the frames of the ring */
+/* Frames that a pass needs besides one layer of its prompts. */
+uint32_t pllm_cuda_blocks_least(const pllm_engine *engine);
+/* As pllm_executor.prompt_blocks. */
+uint32_t pllm_cuda_blocks_of_prompts(const pllm_engine *engine);
 int pllm_cuda_blocks_open(pllm_engine *engine);
 void pllm_cuda_blocks_close(pllm_engine *engine);
 /* Decides what this pass holds and makes it so; then every table entry of a held block is right. */
@@ -169,10 +173,9 @@ int pllm_cuda_blocks_enter(pllm_engine *engine, uint32_t layer);
 /* Once the layer's kernels are over: what is not held any longer may go. sealed: the new blocks
  * have their content. */
 void pllm_cuda_blocks_leave(pllm_engine *engine, uint32_t layer, int sealed);
-void pllm_cuda_blocks_let_go(pllm_engine *engine, pllm_sequence *sequence);
-void pllm_cuda_blocks_close_ring(pllm_engine *engine); /* opened again when it is needed */
-void pllm_cuda_blocks_return(pllm_engine *engine);     /* borrowed pages; once the pass is over */
-void pllm_cuda_blocks_undo(pllm_engine *engine);       /* after a pass that failed */
+void pllm_cuda_blocks_let_go(pllm_engine *engine, pllm_sequence *sequence); /* NULL: the ring too */
+void pllm_cuda_blocks_return(pllm_engine *engine); /* borrowed pages; once the pass is over */
+void pllm_cuda_blocks_undo(pllm_engine *engine);   /* after a pass that failed */
 /* Attention of generated rows in a layer, wave by wave; decode has all but the chunk ranges. */
 int pllm_cuda_blocks_attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode);
 
