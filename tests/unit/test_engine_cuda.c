@@ -305,6 +305,32 @@ static void disk_under_any_limit(void **state)
     assert_int_equal(fake->live, 0);
 }
 
+/* A limit that is too small is refused with the least that works; and that works. */
+static void the_least_is_enough(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"f16", "int4"};
+    pllm_device *device = open_fake();
+    for (uint32_t i = 0; i < 4; i++) {
+        setting s = {.format = formats[i % 2]};
+        pllm_engine_options options = options_of(&s);
+        pllm_engine *engine;
+        options.context_max = i < 2 ? 8000 : 700;
+        options.vram_limit_bytes = i < 2 ? 1 << 20 : 200 << 20;
+        if (pllm_engine_open_on(NULL, NULL, &options, device, NULL, &engine) == PLLM_OK)
+            pllm_engine_close(engine);
+        else
+            options.vram_limit_bytes = strtoull(strchr(pllm_last_error()->text, '(') + 1, NULL, 10);
+        engine = open_engine(device, &options);
+        pllm_sequence *sequence;
+        assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
+        take(engine, &sequence, 1, 650, 0);
+        take(engine, &sequence, 1, 1, 1);
+        pllm_engine_close(engine);
+    }
+    pllm_device_close(device);
+}
+
 int main(void)
 {
     void *library = dlopen(LIBRARY, RTLD_NOW);
@@ -324,6 +350,7 @@ int main(void)
         cmocka_unit_test(prompts_and_blocks_share),
         cmocka_unit_test(long_prompts_take_turns),
         cmocka_unit_test(disk_under_any_limit),
+        cmocka_unit_test(the_least_is_enough),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

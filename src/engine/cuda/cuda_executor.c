@@ -58,37 +58,61 @@ static uint64_t kv_bytes(const pllm_engine *engine) /* of every block there can 
     return (uint64_t)cache->group_max * engine->shape.layer_count * cache->sealed_bytes;
 }
 
-/* Rows of a tile and of a pass. available: device bytes for everything the budget sees. */
-static void choose_rows(pllm_engine *engine, uint64_t available)
+/* u32 arguments of the largest pass. */
+static uint32_t count_args(const pllm_engine *engine)
+{
+    const pllm_cuda_state *state = engine->cuda;
+    uint64_t sequences = engine->cache.sequence_max, layers = engine->shape.layer_count;
+    uint64_t waves =
+        sequences * engine->cache.block_max / state->blocks.wave_blocks + sequences + 2;
+    uint64_t wave_args = (layers * waves + 1) * (2 * sequences + 4);
+    if (wave_args > WAVE_ARGS_MAX) wave_args = WAVE_ARGS_MAX;
+    uint64_t pairs = layers * (2 * (engine->row_max / PLLM_BLOCK_TOKENS + 2 * sequences + 2) +
+                               4 * (engine->row_max / state->tile_rows + sequences + 2));
+    return (uint32_t)(4 * (sequences + 4) + 4 * (engine->row_max + 4ull) +
+                      8ull * state->segment_max + pairs + wave_args);
+}
+
+/* Sizes that follow from tile_rows; pass_rows: of a pass, if it may have more than a tile. Returns
+ * the bytes of workspace and prompt space. */
+static uint64_t set_rows(pllm_engine *engine, uint32_t tile_rows, uint64_t pass_rows)
 {
     pllm_cuda_state *state = engine->cuda;
     uint32_t sequences = engine->cache.sequence_max;
-    uint32_t longest = (engine->context_max + 127) / 128 * 128;
-    uint64_t row_bytes = engine->shape.width * sizeof(float);
-    state->tile_rows = longest < PREFILL_TILE ? longest : PREFILL_TILE;
-    for (;;) {
-        engine->tile_rows = state->tile_rows;
-        int fits = state->weights.total_bytes + kv_bytes(engine) + available / 16 <= available;
-        uint64_t rows = available / 8 / row_bytes / 128 * 128;
-        if (rows > longest) rows = longest;
-        if (!fits && rows > engine->tile_rows) engine->tile_rows = (uint32_t)rows;
-        engine->row_max = engine->tile_rows + sequences - 1;
-        state->stage_blocks = state->tile_rows / PLLM_BLOCK_TOKENS + 2 * (sequences + 1);
-        state->segment_max = 2 * sequences + engine->row_max / 64 + 8;
-        uint64_t blocks = engine->cache.block_max;
-        uint64_t waves = sequences * blocks / state->blocks.wave_blocks + sequences + 2;
-        uint64_t wave_args = (engine->shape.layer_count * waves + 1) * (2ull * sequences + 4);
-        if (wave_args > WAVE_ARGS_MAX) wave_args = WAVE_ARGS_MAX;
-        uint64_t pairs = engine->shape.layer_count *
-                         (2ull * (engine->row_max / PLLM_BLOCK_TOKENS + 2 * sequences + 2) +
-                          4ull * (engine->row_max / state->tile_rows + sequences + 2));
-        state->args_max = (uint32_t)(4ull * (sequences + 4) + 4ull * (engine->row_max + 4) +
-                                     8ull * state->segment_max + pairs + wave_args);
-        uint64_t spaces = pllm_cuda_layout(engine, 0) + pllm_cuda_prompt_layout(engine, 0);
-        if (state->tile_rows <= 128 || spaces <= available / 3) break;
-        state->tile_rows = (state->tile_rows / 2 + 127) / 128 * 128;
-    }
+    state->tile_rows = engine->tile_rows = tile_rows;
+    if (pass_rows > tile_rows) engine->tile_rows = (uint32_t)pass_rows;
+    engine->row_max = engine->tile_rows + sequences - 1;
+    state->stage_blocks = tile_rows / PLLM_BLOCK_TOKENS + 2 * (sequences + 1);
     engine->stage_max = state->stage_blocks;
+    state->segment_max = 2 * sequences + engine->row_max / 64 + 8;
+    state->args_max = count_args(engine);
+    return pllm_cuda_layout(engine, 0) + pllm_cuda_prompt_layout(engine, 0);
+}
+
+/* Rows of a tile and of a pass. available: device bytes for everything the budget sees; others:
+ * what cannot be done without besides workspace and prompt space. Where even the fewest rows do not
+ * fit they are chosen, so that the least that is then named is enough. */
+static void choose_rows(pllm_engine *engine, uint64_t available, uint64_t others)
+{
+    enum { FEWEST = 128 };
+    pllm_cuda_state *state = engine->cuda;
+    uint32_t longest = (engine->context_max + 127) / 128 * 128;
+    uint32_t tile_rows = longest < PREFILL_TILE ? longest : PREFILL_TILE;
+    int fits = state->weights.total_bytes + kv_bytes(engine) + available / 16 <= available;
+    uint64_t pass_rows = available / 8 / (engine->shape.width * sizeof(float)) / 128 * 128;
+    if (pass_rows > longest) pass_rows = longest;
+    if (fits) pass_rows = 0;
+    for (;;) {
+        uint64_t spaces = set_rows(engine, tile_rows, pass_rows);
+        int small = tile_rows <= FEWEST || spaces <= available / 3;
+        if (small && spaces + others <= available) return;
+        if (tile_rows > FEWEST)
+            tile_rows = (tile_rows / 2 + 127) / 128 * 128;
+        else if (pass_rows > FEWEST)
+            pass_rows = 0;
+        else
+            return;
+    }
 }
 
 static int open_kernels(pllm_engine *engine)
@@ -130,17 +154,23 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
                              : 0;
         if (limit < available) available = limit;
     }
-    uint32_t ring = pllm_cuda_blocks_plan(engine);
-    choose_rows(engine, available);
+    const pllm_kv_cache *cache = &engine->cache;
+    needs.extra_pages = pllm_cuda_blocks_plan(engine);
+    /* One layer of the longest context, and what every pass needs. */
+    needs.least_frames = pllm_cuda_blocks_least(engine) + cache->block_max;
+    if (needs.least_frames > (uint64_t)cache->group_max * engine->shape.layer_count)
+        needs.least_frames = cache->group_max * engine->shape.layer_count;
+    uint64_t open_bytes =
+        (uint64_t)cache->sequence_max * engine->shape.layer_count * cache->open_bytes;
+    choose_rows(engine, available,
+                needs.weight_bytes + open_bytes + needs.least_frames * cache->sealed_bytes +
+                    4 * info.granularity_bytes);
     needs.workspace_bytes = pllm_cuda_layout(engine, 0);
-    needs.transient_bytes = state->prompt_bytes = pllm_cuda_prompt_layout(engine, 0);
+    state->prompt_bytes = pllm_cuda_prompt_layout(engine, 0) + info.granularity_bytes - 1;
+    state->prompt_bytes -= state->prompt_bytes % info.granularity_bytes;
+    needs.transient_bytes = state->prompt_bytes;
     needs.host_slab_bytes = HOST_SLAB_BYTES;
     needs.host_at_once = 1;
-    needs.extra_pages = ring;
-    /* The ring, one layer of the longest context, and a block a layer for those that grow. */
-    needs.least_frames = pllm_cuda_blocks_least(engine) + engine->cache.block_max;
-    if (needs.least_frames > (uint64_t)engine->cache.group_max * engine->shape.layer_count)
-        needs.least_frames = engine->cache.group_max * engine->shape.layer_count;
     *needs_out = needs;
     return PLLM_OK;
 }
