@@ -2,12 +2,13 @@
  *
  * Limits. Device bytes are: workspace + open blocks + frames + weights. kv_limit bounds open blocks
  * and frames together; vram_limit bounds everything. The least that works is
- *   kv_limit:   sequence_max * layers * open block + 8 frames (one chunk of 256 tokens), each
- *               rounded up to the device's granularity
- *   vram_limit: workspace + the least weights + the least kv_limit
- * since attention must see one chunk of 8 blocks at a time, and weights that do not stay pass
- * through a ring of a few layers. On the host device without a vram_limit, weights lie in ordinary
- * memory. */
+ *   kv_limit:   sequence_max * layers * open block + the executor's least frames, each rounded up
+ *               to the device's granularity
+ *   vram_limit: workspace + the least weights + the least kv_limit, and what the executor takes for
+ *               a while or outside of any budget
+ * The host's attention must see one chunk of 8 blocks at a time, a GPU's one layer of a prompt;
+ * weights that do not stay pass through a ring of a few layers. On the host device without a
+ * vram_limit, weights lie in ordinary memory. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

@@ -24,7 +24,6 @@ typedef struct pllm_executor_needs {
 } pllm_executor_needs;
 
 typedef struct pllm_executor {
-    const char *name;
     int brings_blocks; /* it decides itself which blocks come when: the pager prefetches nothing */
     /* Sets row_max, tile_rows and stage_max of the engine, and says what it needs. Limits and
      * shape are known, the device is open. */

@@ -132,7 +132,6 @@ static void host_stats(const pllm_engine *engine, pllm_engine_stats *stats)
 }
 
 const pllm_executor pllm_host_executor = {
-    .name = "host",
     .plan = host_plan,
     .open = host_open,
     .close = host_close,

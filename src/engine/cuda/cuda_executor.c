@@ -326,7 +326,6 @@ static void cuda_stats(const pllm_engine *engine, pllm_engine_stats *stats)
 }
 
 const pllm_executor pllm_cuda_executor = {
-    .name = "cuda",
     .brings_blocks = 1,
     .plan = cuda_plan,
     .open = cuda_open,

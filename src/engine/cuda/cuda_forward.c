@@ -6,9 +6,9 @@
  * all rows of the pass. With many tiles (weights or KV do not fit) all of them pass one layer
  * before the next layer begins, so that a layer's weights cross the link once.
  *
- *   layer:  rows     qkv (norm) -> rotary, append -> attention -> merge -> o (+x) -> gate, up ->
- * down (+x) tile 0   norm -> qkv -> rotary, append to staging -> seal -> attention -> o ... down
- *           tile 1   ...
+ *   layer:  rows   | qkv (norm), rotary, append, attention, merge, o (+x), gate and up, down (+x)
+ *           tile 0 | norm, qkv, rotary, append to staging, seal, attention, o ... down
+ *           tile 1 | ...
  *
  * Both paths give a row the same bits whatever else is in the pass. With everything resident a pass
  * of generated rows is one graph, cached by row count and by chunks rounded up to a power of two.
