@@ -138,32 +138,17 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
     return (bytes + unit - 1) / unit * unit;
 }
 
-/* Workspace, open blocks and frames, in that order, under the two limits. */
-static int open_memory(pllm_engine *engine)
+/* What the engine needs at least, and whether the limits leave it. */
+static int check_limits(pllm_engine *engine, const pllm_executor_needs *needs, uint64_t open_bytes)
 {
-    static const char *const disks[] = {"auto", "uring", "pread"};
     const pllm_engine_options *o = &engine->options;
-    pllm_kv_cache *cache = &engine->cache;
-    pllm_policy_kind policy;
-    pllm_prefetch_kind prefetch;
-    int status = pllm_policy_from_name(o->policy, &policy);
-    if (status == PLLM_OK) status = pllm_prefetch_from_name(o->prefetch_strategy, &prefetch);
-    if (status < 0) return status;
-    int disk = choose("disk I/O", o->disk_io, disks, 3);
-    if (disk < 0) return disk;
-
     pllm_device_info device;
-    status = engine->device->ops->info(engine->device, &device);
+    int status = engine->device->ops->info(engine->device, &device);
     if (status < 0) return status;
-    uint64_t frame = pllm_kv_block_bytes(&cache->shape, cache->shape.sealed);
-    uint64_t open_bytes = (uint64_t)o->sequence_max * engine->shape.layer_count *
-                          pllm_kv_block_bytes(&cache->shape, cache->shape.open);
-    pllm_executor_needs needs = {0};
-    status = engine->executor->plan(engine, &needs);
-    if (status < 0) return status;
-    uint64_t least_frames = round_up(needs.least_frames * frame, device.granularity_bytes);
-    engine->fixed_bytes = round_up(needs.workspace_bytes, device.granularity_bytes) +
-                          needs.weight_bytes + needs.transient_bytes + needs.outside_bytes;
+    uint64_t least_frames =
+        round_up(needs->least_frames * engine->cache.sealed_bytes, device.granularity_bytes);
+    engine->fixed_bytes = round_up(needs->workspace_bytes, device.granularity_bytes) +
+                          needs->weight_bytes + needs->transient_bytes + needs->outside_bytes;
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
     if (o->vram_limit_bytes < engine->least_vram_bytes)
@@ -172,25 +157,21 @@ static int open_memory(pllm_engine *engine)
     if (o->kv_limit_bytes < engine->least_kv_bytes)
         return refuse_limit("kv-limit", o->kv_limit_bytes, engine->least_kv_bytes,
                             "for the open blocks and one chunk of sealed ones");
+    return PLLM_OK;
+}
 
-    uint64_t limit = o->vram_limit_bytes;
-    if (limit != PLLM_UNLIMITED)
-        limit -= needs.outside_bytes;
-    else if (needs.budget_max_bytes)
-        limit = needs.budget_max_bytes;
-    status = pllm_budget_open(engine->context, limit, &engine->budget);
-    if (status < 0) return status;
-    status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
-                                 needs.workspace_bytes, &engine->workspace);
-    if (status < 0) return status;
-    status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
-                                 open_bytes, &engine->open_space);
-    if (status < 0) return status;
-    uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count + needs.extra_pages;
+/* Frames, host memory and disk, and the pager over them. */
+static int open_pager(pllm_engine *engine, const pllm_executor_needs *needs,
+                      pllm_disk_kind disk_kind, pllm_pager_options *pager_options)
+{
+    const pllm_engine_options *o = &engine->options;
+    pllm_kv_cache *cache = &engine->cache;
+    uint64_t frame = cache->sealed_bytes;
+    uint64_t page_max = (uint64_t)cache->group_max * engine->shape.layer_count + needs->extra_pages;
     /* No more than the other needs can leave, so that chunks are not larger than a tight limit. */
     uint64_t frame_limit = o->vram_limit_bytes == PLLM_UNLIMITED
                                ? PLLM_UNLIMITED
-                               : o->vram_limit_bytes - engine->fixed_bytes + needs.transient_bytes;
+                               : o->vram_limit_bytes - engine->fixed_bytes + needs->transient_bytes;
     if (o->kv_limit_bytes < frame_limit) frame_limit = o->kv_limit_bytes;
     if (frame_limit != PLLM_UNLIMITED) frame_limit -= pllm_workspace_bytes(engine->open_space);
     /* Unlimited: every block there can be, and an extent for each stream of blocks. */
@@ -203,33 +184,62 @@ static int open_memory(pllm_engine *engine)
                                         .page_bytes = frame,
                                         .device_limit_bytes = frame_limit,
                                         .host_bytes = o->host_memory_bytes,
-                                        .host_slab_bytes = needs.host_slab_bytes,
-                                        .host_at_once = needs.host_at_once,
+                                        .host_slab_bytes = needs->host_slab_bytes,
+                                        .host_at_once = needs->host_at_once,
                                         .disk_bytes = disk_bytes,
                                         .disk = engine->disk,
                                         .disk_folder = o->nvme_path,
-                                        .disk_kind = (pllm_disk_kind)disk};
+                                        .disk_kind = disk_kind};
     pllm_tiers *tiers;
-    status =
+    int status =
         pllm_tiers_open(engine->context, engine->device, engine->budget, &tiers_options, &tiers);
     if (status < 0) return status;
     engine->disk = NULL; /* the tiers' now */
-    pllm_pager_options pager_options = {
-        .struct_bytes = sizeof pager_options,
-        .page_max = (uint32_t)page_max,
-        .policy = policy,
-        .prefetch = engine->executor->brings_blocks ? PLLM_PREFETCH_NONE : prefetch,
-        .record_max = o->record_max,
-        .fingerprint = pllm_model_fingerprint(engine->model),
-        .format = cache->shape.sealed,
-    };
-    status = pllm_pager_open(engine->context, tiers, &pager_options, &engine->pager);
+    pager_options->page_max = (uint32_t)page_max;
+    status = pllm_pager_open(engine->context, tiers, pager_options, &engine->pager);
     if (status < 0) {
         pllm_tiers_close(tiers);
         return status;
     }
     cache->pager = engine->pager;
     return PLLM_OK;
+}
+
+/* Workspace, open blocks and frames, in that order, under the two limits. */
+static int open_memory(pllm_engine *engine)
+{
+    static const char *const disks[] = {"auto", "uring", "pread"};
+    const pllm_engine_options *o = &engine->options;
+    pllm_pager_options pager = {.struct_bytes = sizeof pager,
+                                .record_max = o->record_max,
+                                .fingerprint = pllm_model_fingerprint(engine->model),
+                                .format = engine->cache.shape.sealed};
+    int status = pllm_policy_from_name(o->policy, &pager.policy);
+    if (status == PLLM_OK) status = pllm_prefetch_from_name(o->prefetch_strategy, &pager.prefetch);
+    if (status < 0) return status;
+    if (engine->executor->brings_blocks) pager.prefetch = PLLM_PREFETCH_NONE;
+    int disk = choose("disk I/O", o->disk_io, disks, 3);
+    if (disk < 0) return disk;
+    pllm_executor_needs needs = {0};
+    status = engine->executor->plan(engine, &needs);
+    if (status < 0) return status;
+    uint64_t open_bytes =
+        (uint64_t)o->sequence_max * engine->shape.layer_count * engine->cache.open_bytes;
+    status = check_limits(engine, &needs, open_bytes);
+    if (status < 0) return status;
+    uint64_t limit = o->vram_limit_bytes;
+    if (limit != PLLM_UNLIMITED)
+        limit -= needs.outside_bytes;
+    else if (needs.budget_max_bytes)
+        limit = needs.budget_max_bytes;
+    status = pllm_budget_open(engine->context, limit, &engine->budget);
+    if (status == PLLM_OK)
+        status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
+                                     needs.workspace_bytes, &engine->workspace);
+    if (status == PLLM_OK)
+        status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
+                                     open_bytes, &engine->open_space);
+    return status < 0 ? status : open_pager(engine, &needs, (pllm_disk_kind)disk, &pager);
 }
 
 /* The file at path, or what options.shape names. */
