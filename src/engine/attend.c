@@ -366,12 +366,16 @@ static void run_decode_wave(pass_thread *thread, const attention_wave *wave)
     uint32_t threads = pllm_threads_count(engine->threads);
     uint32_t grain = wave->task_count / (threads * 6), first, end;
     grain = grain < 1 ? 1 : grain > 8 ? 8 : grain;
-    while (pllm_threads_next_range(engine->threads, wave->task_count, grain, &first, &end))
+    while (pllm_threads_next_range(engine->threads, wave->task_count, grain, &first, &end)) {
+        /* More is to come: the disk is kept busy while this wave is worked on. */
+        if (thread->index == 0 && !wave->last && pass->status == PLLM_OK)
+            pass->status = pllm_pager_poll(engine->pager);
         for (uint32_t task = first; task < end; task++) {
             const wave_entry *entry = &wave->entries[task % wave->entry_count];
             int same_head = task + 1 < end && (task + 1) % wave->entry_count != 0;
             decode_task(pass, entry, same_head ? entry + 1 : NULL, task / wave->entry_count, space);
         }
+    }
 }
 
 static void run_wave(pass_thread *thread, const attention_wave *wave)
@@ -432,7 +436,7 @@ int pllm_attend(pass_thread *thread)
         attention_wave *now = &pass->waves[number & 1], *next = &pass->waves[(number + 1) & 1];
         run_wave(thread, now);
         int last = now->last;
-        (void)pllm_pass_sync(thread); /* nothing fails while a wave runs */
+        (void)pllm_pass_sync(thread); /* what failed meanwhile shows at the next one */
         if (thread->index == 0) {
             wave_release(pass, now);
             if (last)
