@@ -30,7 +30,6 @@ enum {
     WAVE_GROUPS = 4,       /* waves in flight, at most */
     WAVE_BYTES = 16 << 20, /* what a wave of streamed KV brings, about */
     WAVE_BLOCKS_MAX = 512,
-    DECODE_ROWS = 16, /* rows of one matrix-vector launch */
 };
 
 /* Matrices of one layer; data is an offset from the start of the layer's image. */

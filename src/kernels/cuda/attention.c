@@ -142,14 +142,7 @@ int pllm_cuda_attention_open(const pllm_context *context, pllm_device *device,
     attention->sm_count = attributes.sm_count;
     attention->shared_max = attributes.shared_per_block_max;
     for (uint32_t i = 0; i < MODULES; i++) {
-        const pllm_fatbin *fatbin = pllm_fatbin_find(module_names[i]);
-        if (!fatbin) {
-            status =
-                pllm_fail(PLLM_EUNSUPPORTED, 0,
-                          "this build has no CUDA attention kernels; configure it where nvcc is");
-            goto fail;
-        }
-        status = pllm_cuda_module_open(device, fatbin->data, fatbin->bytes, &attention->modules[i]);
+        status = pllm_fatbin_load(device, module_names[i], &attention->modules[i]);
         if (status < 0) goto fail;
     }
     status = get_functions(attention);

@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include "device/cuda.h"
 
 typedef struct pllm_fatbin {
     const char *name; /* of src/kernels/cuda/<name>.cu */
@@ -17,6 +18,9 @@ typedef struct pllm_fatbin {
 
 /* NULL: this build has no such kernels (without nvcc it has none at all). */
 const pllm_fatbin *pllm_fatbin_find(const char *name);
+/* Its kernels, loaded. Errors: EUNSUPPORTED with a sentence (not in this build), and those of
+ * pllm_cuda_module_open; then *module_out is NULL. */
+int pllm_fatbin_load(pllm_device *device, const char *name, pllm_cuda_module **module_out);
 
 /* The generated table (cmake/cuda.cmake), ended by NULL. */
 extern const pllm_fatbin *const pllm_fatbins[];

@@ -30,20 +30,11 @@ uint64_t pllm_cuda_linear_workspace_bytes(void)
     return (uint64_t)PLLM_CUDA_BLAS_WORKSPACE + LINEAR_EXPAND_BYTES + LINEAR_CONVERT_BYTES;
 }
 
-static int open_module(pllm_cuda_linear *l, const char *name, pllm_cuda_module **module_out)
-{
-    const pllm_fatbin *fatbin = pllm_fatbin_find(name);
-    if (!fatbin)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "this build has no CUDA kernels (%s): it was made without nvcc", name);
-    return pllm_cuda_module_open(l->device, fatbin->data, fatbin->bytes, module_out);
-}
-
 static int load_kernels(pllm_cuda_linear *l)
 {
-    int status = open_module(l, "linear_decode", &l->decode_module);
-    if (status >= 0) status = open_module(l, "linear_plain", &l->plain_module);
-    if (status >= 0) status = open_module(l, "linear_tile", &l->tile_module);
+    int status = pllm_fatbin_load(l->device, "linear_decode", &l->decode_module);
+    if (status >= 0) status = pllm_fatbin_load(l->device, "linear_plain", &l->plain_module);
+    if (status >= 0) status = pllm_fatbin_load(l->device, "linear_tile", &l->tile_module);
     for (int i = 0; status >= 0 && i < LINEAR_DTYPES * 3; i++)
         status =
             pllm_cuda_function_get(l->decode_module, decode_names[i / 3][i % 3],

@@ -45,20 +45,10 @@ static uint32_t mma_shared_bytes(uint32_t head_dim)
     return (MMA_ROWS + 2 * MMA_TOKENS) * head_dim * 2; /* Q, K, V */
 }
 
-static int module_open(pllm_device *device, const char *name, pllm_cuda_module **module_out)
-{
-    const pllm_fatbin *fatbin = pllm_fatbin_find(name);
-    if (!fatbin)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "This build has no CUDA kernels (%s): build it where nvcc is found.",
-                         name);
-    return pllm_cuda_module_open(device, fatbin->data, fatbin->bytes, module_out);
-}
-
 static int generic_open(pllm_cuda_prefill_kernels *p)
 {
     static const char *const types[3] = {"f32", "f16", "bf16"};
-    int status = module_open(p->device, "prefill_generic", &p->generic_module);
+    int status = pllm_fatbin_load(p->device, "prefill_generic", &p->generic_module);
     for (uint32_t i = 0; status >= 0 && i < 9; i++) {
         char name[64];
         const uint32_t dim = 64u << i % 3;
@@ -91,14 +81,14 @@ static int tensor_open(pllm_cuda_module *module, const char *kind,
 
 static int mma_open(pllm_cuda_prefill_kernels *p)
 {
-    int status = module_open(p->device, "prefill_mma", &p->mma_module);
+    int status = pllm_fatbin_load(p->device, "prefill_mma", &p->mma_module);
     if (status < 0) return status;
     return tensor_open(p->mma_module, "mma", mma_shared_bytes, p->mma);
 }
 
 static int sm90_open(pllm_cuda_prefill_kernels *p)
 {
-    int status = module_open(p->device, "prefill_sm90", &p->sm90_module);
+    int status = pllm_fatbin_load(p->device, "prefill_sm90", &p->sm90_module);
     if (status < 0) return status;
     return tensor_open(p->sm90_module, "sm90", sm90_shared_bytes, p->sm90);
 }

@@ -70,14 +70,7 @@ static int load(pllm_cuda_rows *o)
     for (int i = 0; status == PLLM_OK && i < ROW_KERNELS; i++) {
         if (i == 0 || strcmp(file, row_kernels[i].file) != 0) {
             file = row_kernels[i].file;
-            const pllm_fatbin *fatbin = pllm_fatbin_find(file);
-            if (!fatbin)
-                return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                                 "this build has no CUDA kernels (%s is missing): build it with "
-                                 "nvcc and -DPLLM_CUDA=ON",
-                                 file);
-            status =
-                pllm_cuda_module_open(o->device, fatbin->data, fatbin->bytes, &o->modules[modules]);
+            status = pllm_fatbin_load(o->device, file, &o->modules[modules]);
             if (status < 0) break;
             modules++;
         }

@@ -12,15 +12,10 @@ int pllm_cuda_summary_open(const pllm_context *context, pllm_device *device,
                            pllm_cuda_summary **summary_out)
 {
     *summary_out = NULL;
-    const pllm_fatbin *fatbin = pllm_fatbin_find("summary");
-    if (!fatbin)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "this build has no CUDA kernels (summary is missing): build it with nvcc "
-                         "and -DPLLM_CUDA=ON");
     pllm_cuda_summary *s = pllm_alloc(context, sizeof *s);
     if (!s) return pllm_fail_memory("the summary kernel", sizeof *s);
     *s = (pllm_cuda_summary){.context = context, .device = device};
-    int status = pllm_cuda_module_open(device, fatbin->data, fatbin->bytes, &s->module);
+    int status = pllm_fatbin_load(device, "summary", &s->module);
     if (status == PLLM_OK)
         status = pllm_cuda_function_get(s->module, "pllm_summarise", 0, &s->summarise);
     if (status < 0) {

@@ -18,15 +18,10 @@ int pllm_cuda_transfer_open(const pllm_context *context, pllm_device *device,
                             pllm_cuda_transfer **transfer_out)
 {
     *transfer_out = NULL;
-    const pllm_fatbin *fatbin = pllm_fatbin_find("gather");
-    if (!fatbin)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "this build has no CUDA kernels (gather is missing): build it with nvcc "
-                         "and -DPLLM_CUDA=ON");
     pllm_cuda_transfer *t = pllm_alloc_array(context, 1, sizeof *t);
     if (!t) return pllm_fail_memory("transfer kernels", sizeof *t);
     *t = (pllm_cuda_transfer){.context = context, .device = device};
-    int status = pllm_cuda_module_open(device, fatbin->data, fatbin->bytes, &t->module);
+    int status = pllm_fatbin_load(device, "gather", &t->module);
     if (status == PLLM_OK) status = pllm_cuda_function_get(t->module, "pllm_gather", 0, &t->gather);
     if (status < 0) {
         pllm_cuda_transfer_close(t);
