@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <dlfcn.h>
 #include <cmocka.h>
 #include "device/cuda.h"
 #include "device_conformance.h"
@@ -43,11 +42,8 @@ static void subject_close(pllm_device *device, void *user)
 
 int main(void)
 {
-    void *library = dlopen(LIBRARY, RTLD_NOW);
-    fake_cuda_get get;
-    if (!library) return 1;
-    *(void **)&get = dlsym(library, "fake_cuda_state");
-    subject self = {.fake = get()};
+    subject self = {.fake = fake_cuda_load(LIBRARY)};
+    if (!self.fake) return 1;
     int failed = 0;
     device_conformance how = {"cuda", subject_open, subject_close, &self, CAPACITY, 0};
     failed += device_conformance_run(&how);

@@ -14,8 +14,11 @@
 #ifndef PLLM_TESTS_FAKE_CUDA_H
 #define PLLM_TESTS_FAKE_CUDA_H
 
+#include <dlfcn.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 typedef struct fake_cuda {
     int version;         /* of the driver: 13000 */
@@ -35,5 +38,19 @@ typedef struct fake_cuda {
 
 /* The library's symbol "fake_cuda_state". */
 typedef fake_cuda *(*fake_cuda_get)(void);
+
+/* The state that the device under test will meet, too; NULL, said on stderr: no such library. */
+static inline fake_cuda *fake_cuda_load(const char *path)
+{
+    void *library = dlopen(path, RTLD_NOW), *symbol = NULL;
+    if (library) symbol = dlsym(library, "fake_cuda_state");
+    if (!symbol) {
+        fprintf(stderr, "%s\n", dlerror());
+        return NULL;
+    }
+    fake_cuda_get get;
+    memcpy(&get, &symbol, sizeof get);
+    return get();
+}
 
 #endif

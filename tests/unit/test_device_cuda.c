@@ -6,7 +6,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -723,11 +722,8 @@ static void launches_are_counted_by_a_faulty_device(void **state)
 
 int main(void)
 {
-    void *library = dlopen(LIBRARY, RTLD_NOW);
-    fake_cuda_get get;
-    if (!library) return 1;
-    *(void **)&get = dlsym(library, "fake_cuda_state");
-    fake = get();
+    fake = fake_cuda_load(LIBRARY);
+    if (!fake) return 1;
 #define CASE(test) cmocka_unit_test_setup_teardown(test, fresh, nothing_left)
     const struct CMUnitTest tests[] = {
         CASE(no_driver_is_one_clear_sentence),

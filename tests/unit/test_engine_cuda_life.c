@@ -7,7 +7,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,15 +225,8 @@ static void lives(void **state)
 
 int main(void)
 {
-    void *library = dlopen(LIBRARY, RTLD_NOW);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
-    fake_cuda_get get;
-    void *symbol = dlsym(library, "fake_cuda_state");
-    memcpy(&get, &symbol, sizeof get);
-    fake = get();
+    fake = fake_cuda_load(LIBRARY);
+    if (!fake) return 1;
     fake->deferred = 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(lives)};
     return cmocka_run_group_tests(tests, NULL, NULL);

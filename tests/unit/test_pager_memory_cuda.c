@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
@@ -160,11 +159,8 @@ static void devices_are_named(void **state)
 
 int main(void)
 {
-    void *library = dlopen(LIBRARY, RTLD_NOW);
-    fake_cuda_get get;
-    if (!library) return 1;
-    *(void **)&get = dlsym(library, "fake_cuda_state");
-    fake = get();
+    fake = fake_cuda_load(LIBRARY);
+    if (!fake) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_come_back_from_pages_that_left),
         cmocka_unit_test(a_failing_device_call_is_told),
