@@ -679,9 +679,7 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     pllm_cuda_state *state = engine->cuda;
     const pllm_device_ops *ops = engine->device->ops;
     uint32_t layers = engine->shape.layer_count, chunks = most_chunks(engine, a->decode_rows);
-    int status = upload_tables(engine, 0, layers);
-    state->blocks.tables_changed = 0;
-    if (status == PLLM_OK) status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
+    int status = embed(engine, a->ids, a->decode_rows, engine->cuda->x);
     if (status == PLLM_OK)
         status = embed(engine, a->prompt_ids, engine->pass.row_count - a->decode_rows, state->p_x);
     for (uint32_t layer = 0; status == PLLM_OK && layer < layers; layer++) {
