@@ -234,6 +234,37 @@ static void take(pllm_engine *engine, pllm_sequence *const *sequences, uint32_t 
     assert_int_equal(rows, items);
 }
 
+/* Every block of an idle sequence is announced before it is waited for, so that the link does not
+ * rest between layers; and no more than that is brought. */
+static void an_idle_sequence_comes_back_ahead_of_use(void **state)
+{
+    (void)state;
+    pllm_device *device = open_fake();
+    setting s = {.format = "f16"};
+    pllm_engine_options options = options_of(&s);
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_sequence *sequences[2];
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    take(engine, sequences, 2, 1450, 0);
+    assert_int_equal(pllm_engine_evict_all(engine), PLLM_OK);
+    pllm_engine_stats before = {.struct_bytes = sizeof before}, after = before;
+    assert_int_equal(pllm_engine_stats_get(engine, &before), PLLM_OK);
+    assert_int_equal(before.frames_used, 0);
+    take(engine, sequences, 2, 1, 1);
+    assert_int_equal(pllm_engine_stats_get(engine, &after), PLLM_OK);
+    uint64_t blocks = 2ull * (1450 / 32) * 30; /* of two sequences, in 30 layers */
+    assert_int_equal(after.frames_used, blocks);
+    assert_int_equal(after.prefetched - before.prefetched, blocks);
+    assert_int_equal(after.prefetch_used - before.prefetch_used, blocks);
+    assert_int_equal(after.host_to_device_bytes - before.host_to_device_bytes,
+                     blocks * after.frame_bytes);
+    pllm_engine_check(engine);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    assert_int_equal(fake->live, 0);
+}
+
 /* Under the least limit a layer of one long sequence fits, and not of three: their prompts take
  * turns. And evicting leaves nothing on the device, no ring either. */
 static void long_prompts_take_turns(void **state)
@@ -340,6 +371,7 @@ int main(void)
         cmocka_unit_test(weights),
         cmocka_unit_test(disk),
         cmocka_unit_test(prompts_and_blocks_share),
+        cmocka_unit_test(an_idle_sequence_comes_back_ahead_of_use),
         cmocka_unit_test(long_prompts_take_turns),
         cmocka_unit_test(disk_under_any_limit),
         cmocka_unit_test(the_least_is_enough),

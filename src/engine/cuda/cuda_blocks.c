@@ -22,6 +22,11 @@
 #include <string.h>
 #include "engine/cuda/cuda_state.h"
 
+enum {
+    HOLD_PIECE = 256, /* blocks that are pinned at a time to be held */
+    HOLD_AHEAD = 2,   /* pieces on their way behind one that is waited for */
+};
+
 static uint32_t ring_count(const cuda_blocks *blocks)
 {
     return blocks->group_count * blocks->wave_blocks;
@@ -308,28 +313,70 @@ static int choose_targets(pllm_engine *engine)
     return PLLM_OK;
 }
 
+/* What is to be held and is not yet, in pieces, item by item and layer by layer. */
+typedef struct hold_walk {
+    uint32_t item, layer, block; /* block: 0: this layer's first piece */
+} hold_walk;
+typedef struct hold_piece {
+    const pass_item *item;
+    uint32_t layer, first, end;
+} hold_piece;
+
+static uint32_t target_of(const pllm_engine *engine, const pass_item *item)
+{
+    uint32_t target = engine->cuda->blocks.target[item->sequence->slot];
+    return target < item->sequence->group_count ? target : item->sequence->group_count;
+}
+
+static int hold_next(pllm_engine *engine, hold_walk *walk, hold_piece *piece_out)
+{
+    for (; walk->item < engine->pass.item_count; walk->item++, walk->layer = 0)
+        for (; walk->layer < engine->shape.layer_count; walk->layer++, walk->block = 0) {
+            const pass_item *item = &engine->pass.items[walk->item];
+            uint32_t target = target_of(engine, item), first = walk->block;
+            if (first == 0) first = *held_of(engine, walk->layer, item->sequence->slot);
+            if (first >= target) continue;
+            walk->block = target - first < HOLD_PIECE ? target : first + HOLD_PIECE;
+            *piece_out = (hold_piece){item, walk->layer, first, walk->block};
+            return 1;
+        }
+    return 0;
+}
+
+static void announce(pllm_engine *engine, const hold_piece *piece)
+{
+    uint32_t count = list_pages(engine, piece->item, piece->layer, piece->first, piece->end);
+    pllm_pager_hint(engine->pager, engine->cuda->blocks.scratch, count, PLLM_WILL_NEED);
+    (void)pllm_pager_poll(engine->pager); /* off they go */
+}
+
+/* Blocks that are not resident come over the link, which does not rest: those of the next pieces
+ * are on their way while one is waited for, and while the CPU enters it in the tables. */
 static int hold_targets(pllm_engine *engine)
 {
     pllm_pass *pass = &engine->pass;
-    uint32_t layers = engine->shape.layer_count;
-    for (int growing = 0; growing < 2; growing++) /* first make room */
-        for (uint32_t i = 0; i < pass->item_count; i++)
-            for (uint32_t layer = 0; layer < layers; layer++) {
-                const pass_item *item = &pass->items[i];
-                uint32_t *held = held_of(engine, layer, item->sequence->slot);
-                uint32_t target = engine->cuda->blocks.target[item->sequence->slot];
-                if (target > item->sequence->group_count) target = item->sequence->group_count;
-                if (!growing && *held > target) {
-                    pllm_cuda_blocks_unpin(engine, item, layer, target, *held);
-                    *held = target;
-                }
-                if (growing && *held < target) {
-                    int status =
-                        pllm_cuda_blocks_pin(engine, item, layer, *held, target, PLLM_PIN_READ);
-                    if (status < 0) return status;
-                    *held = target;
-                }
-            }
+    for (uint32_t i = 0; i < pass->item_count; i++) /* first make room */
+        for (uint32_t layer = 0; layer < engine->shape.layer_count; layer++) {
+            const pass_item *item = &pass->items[i];
+            uint32_t *held = held_of(engine, layer, item->sequence->slot);
+            uint32_t target = target_of(engine, item);
+            if (*held <= target) continue;
+            pllm_cuda_blocks_unpin(engine, item, layer, target, *held);
+            *held = target;
+        }
+    hold_walk at = {0}, ahead = {0};
+    hold_piece piece, later;
+    uint32_t announced = 0;
+    for (uint32_t pieces = 0; hold_next(engine, &at, &piece); pieces++) {
+        while (announced <= pieces + HOLD_AHEAD && hold_next(engine, &ahead, &later)) {
+            announce(engine, &later);
+            announced++;
+        }
+        int status = pllm_cuda_blocks_pin(engine, piece.item, piece.layer, piece.first, piece.end,
+                                          PLLM_PIN_READ);
+        if (status < 0) return status;
+        *held_of(engine, piece.layer, piece.item->sequence->slot) = piece.end;
+    }
     return PLLM_OK;
 }
 
