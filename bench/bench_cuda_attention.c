@@ -50,7 +50,7 @@ static pllm_va memory(bench *b, uint64_t bytes)
     for (uint64_t done = 0; done < bytes; done += part) { /* until the program ends */
         pllm_chunk *chunk;
         must(b->ops->chunk_create(b->device, part, &chunk));
-        must(b->ops->map(b->device, at + done, chunk));
+        must(b->ops->map(b->device, at + done, &chunk, 1));
     }
     return at;
 }

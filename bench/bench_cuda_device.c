@@ -169,7 +169,7 @@ static void mapping(bench *b, uint64_t chunk_bytes)
     for (int run = 0; run < RUNS; run++) {
         start = now();
         for (uint64_t i = 0; i < MAP_CHUNKS; i++)
-            must(b->ops->map(b->device, va + i * chunk_bytes, chunks[i]));
+            must(b->ops->map(b->device, va + i * chunk_bytes, &chunks[i], 1));
         if (run == 0)
             first = now() - start; /* zeroes them too */
         else
@@ -279,7 +279,7 @@ static void bench_open(bench *b, int smoke)
     for (uint64_t at = 0; at < b->bytes; at += info.chunk_bytes) {
         pllm_chunk **chunk = &b->chunks[b->chunk_count++];
         must(b->ops->chunk_create(b->device, info.chunk_bytes, chunk));
-        must(b->ops->map(b->device, b->va + at, *chunk));
+        must(b->ops->map(b->device, b->va + at, chunk, 1));
     }
     must(b->ops->host_alloc(b->device, b->bytes, &host));
     b->host = host;

@@ -72,7 +72,7 @@ static void open_all(void)
     must(device->ops->stream_open(device, &stream), "stream");
     must(device->ops->reserve(device, memory_bytes, &memory), "reserve");
     must(device->ops->chunk_create(device, memory_bytes, &chunk), "chunk");
-    must(device->ops->map(device, memory, chunk), "map");
+    must(device->ops->map(device, memory, &chunk, 1), "map");
     workspace = memory;
     uint64_t used = pllm_cuda_linear_workspace_bytes(), x_bytes = 8192ull * 28672 * 2;
     x = memory + used;

@@ -55,7 +55,7 @@ static buffer buffer_open(bench *b, uint64_t bytes)
         (bytes + info.granularity_bytes - 1) / info.granularity_bytes * info.granularity_bytes;
     must(b->device->ops->reserve(b->device, to.bytes, &to.va));
     must(b->device->ops->chunk_create(b->device, to.bytes, &to.chunk));
-    must(b->device->ops->map(b->device, to.va, to.chunk));
+    must(b->device->ops->map(b->device, to.va, &to.chunk, 1));
     for (uint64_t at = 0; at < to.bytes; at += STAGING_BYTES)
         copy_in(b, to.va + at, b->staging,
                 to.bytes - at < STAGING_BYTES ? to.bytes - at : STAGING_BYTES);

@@ -68,7 +68,7 @@ static pllm_va memory(bench *b, uint64_t bytes)
     pllm_chunk *chunk;
     must(b->ops->reserve(b->device, bytes, &at));
     must(b->ops->chunk_create(b->device, bytes, &chunk));
-    must(b->ops->map(b->device, at, chunk)); /* until the program ends */
+    must(b->ops->map(b->device, at, &chunk, 1)); /* until the program ends */
     return at;
 }
 

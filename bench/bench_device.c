@@ -81,7 +81,7 @@ static void arena_open(arena *a, uint64_t bytes, double link)
     for (int i = 0; i < STREAMS_MAX; i++) must(a->ops->stream_open(a->device, &a->streams[i]));
     must(a->ops->reserve(a->device, bytes, &a->va));
     must(a->ops->chunk_create(a->device, bytes, &a->chunk));
-    must(a->ops->map(a->device, a->va, a->chunk));
+    must(a->ops->map(a->device, a->va, &a->chunk, 1));
     must(a->ops->host_alloc(a->device, bytes, &host));
     a->host = host;
     for (uint64_t i = 0; i < bytes; i += 8) memcpy(a->host + i, &i, 8);

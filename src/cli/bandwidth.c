@@ -110,7 +110,7 @@ static int probe_open(probe *p, int with_host)
     int status = with_host ? ops->host_alloc(p->device, p->bytes, &p->host) : PLLM_OK;
     if (status == PLLM_OK) status = ops->reserve(p->device, p->bytes, &p->va);
     if (status == PLLM_OK) status = ops->chunk_create(p->device, p->bytes, &p->chunk);
-    if (status == PLLM_OK) status = ops->map(p->device, p->va, p->chunk);
+    if (status == PLLM_OK) status = ops->map(p->device, p->va, &p->chunk, 1);
     p->mapped = status == PLLM_OK;
     if (status == PLLM_OK) status = ops->stream_open(p->device, &p->stream);
     if (status == PLLM_OK && p->host) memset(p->host, 1, p->bytes);

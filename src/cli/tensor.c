@@ -265,7 +265,7 @@ static int plain_open(tensor_bench *b)
         return pllm_fail(status, 0,
                          "the device has no %llu bytes for a plain tensor to compare with",
                          (unsigned long long)b->plain_bytes);
-    if (status == PLLM_OK) status = b->ops->map(b->device, b->plain, b->chunk);
+    if (status == PLLM_OK) status = b->ops->map(b->device, b->plain, &b->chunk, 1);
     b->mapped = status == PLLM_OK;
     return status;
 }

@@ -113,7 +113,7 @@ static int parts_open(cuda_worker *w)
     status = ops->host_alloc(device, HOST_BYTES, &w->host);
     if (status == PLLM_OK) status = ops->reserve(device, w->sum_bytes, &w->sums);
     if (status == PLLM_OK) status = ops->chunk_create(device, w->sum_bytes, &w->chunk);
-    if (status == PLLM_OK) status = ops->map(device, w->sums, w->chunk);
+    if (status == PLLM_OK) status = ops->map(device, w->sums, &w->chunk, 1);
     w->mapped = status == PLLM_OK;
     if (status == PLLM_OK) status = ops->stream_open(device, &w->stream);
     for (int i = 0; status == PLLM_OK && i < EVENTS; i++)

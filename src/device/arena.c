@@ -2,6 +2,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,7 +22,7 @@ struct pllm_chunk {
     uint64_t bytes;
     int fd;
     uint32_t map_count; /* places it is mapped at; under the arena's lock */
-    uint32_t imported;
+    uint32_t imported, read_only;
     uint32_t whole; /* huge pages have been asked for */
 };
 
@@ -163,7 +164,9 @@ int pllm_arena_chunk_create(pllm_arena *arena, uint64_t bytes, pllm_chunk **chun
         status = chunk_fail(errno, "create a memory file for a chunk");
         goto fail_used;
     }
-    if (ftruncate(chunk->fd, (off_t)bytes) != 0 || fcntl(chunk->fd, F_ADD_SEALS, SEALS) != 0) {
+    /* Mode 0400: who gets it for reading can't open it again through /proc to write. */
+    if (ftruncate(chunk->fd, (off_t)bytes) != 0 || fcntl(chunk->fd, F_ADD_SEALS, SEALS) != 0 ||
+        fchmod(chunk->fd, S_IRUSR) != 0) {
         status = chunk_fail(errno, "size a chunk's memory file");
         goto fail_fd;
     }
@@ -216,28 +219,68 @@ static void ask_for_huge_pages(pllm_va va, pllm_chunk *chunk)
     (void)madvise((void *)va, chunk->bytes, MADV_COLLAPSE);
 }
 
-int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk)
+static int map_one(pllm_va va, const pllm_chunk *chunk)
 {
-    if (!chunk || va % arena->granularity_bytes)
-        return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
-                         (unsigned long long)va, (unsigned long long)arena->granularity_bytes);
+    int protection = chunk->read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    if (mmap((void *)va, chunk->bytes, protection, MAP_SHARED | MAP_FIXED, chunk->fd, 0) !=
+        MAP_FAILED)
+        return PLLM_OK;
+    int code = errno;
+    map_none(va, chunk->bytes); /* a failed MAP_FIXED may have left a hole */
+    return pllm_fail(PLLM_EDEVICE, code, "could not map a chunk: %s%s", strerror(code),
+                     code == ENOMEM ? "; raise vm.max_map_count or use larger chunks" : "");
+}
+
+/* All of the run or nothing of it; under the lock, the range is checked. */
+static int map_run(pllm_arena *arena, pllm_range *range, pllm_va va, pllm_chunk *const *chunks,
+                   uint32_t chunk_count)
+{
+    uint64_t done_bytes = 0;
+    int status = PLLM_OK;
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK; i++) {
+        pllm_va at = va + done_bytes;
+        if (chunks[i]->read_only)
+            status = pllm_ranges_set_read_only(&arena->ranges, range, at, chunks[i]->bytes);
+        if (status == PLLM_OK) status = map_one(at, chunks[i]);
+        done_bytes += chunks[i]->bytes; /* of a failed one too: it is marked, perhaps */
+    }
+    if (status == PLLM_OK) {
+        pllm_ranges_set(&arena->ranges, range, va, done_bytes, 1);
+        for (uint32_t i = 0; i < chunk_count; i++) chunks[i]->map_count++;
+    } else {
+        pllm_ranges_set(&arena->ranges, range, va, done_bytes, 0);
+        map_none(va, done_bytes);
+    }
+    return status;
+}
+
+/* The run's size. */
+static int check_run(const pllm_arena *arena, pllm_va va, pllm_chunk *const *chunks,
+                     uint32_t chunk_count, uint64_t *bytes_out)
+{
+    *bytes_out = 0;
+    int bad = va % arena->granularity_bytes != 0 || (!chunks && chunk_count);
+    for (uint32_t i = 0; i < chunk_count && !bad; i++)
+        bad = !chunks[i] || __builtin_add_overflow(*bytes_out, chunks[i]->bytes, bytes_out);
+    if (!bad) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
+                     (unsigned long long)va, (unsigned long long)arena->granularity_bytes);
+}
+
+int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *const *chunks, uint32_t chunk_count)
+{
+    uint64_t bytes;
+    int status = check_run(arena, va, chunks, chunk_count, &bytes);
+    if (status < 0 || chunk_count == 0) return status;
     pllm_range *range;
     pthread_mutex_lock(&arena->lock);
-    int status = pllm_ranges_check_map(&arena->ranges, va, chunk->bytes, &range);
-    if (status < 0) {
-        /* said so already */
-    } else if (mmap((void *)va, chunk->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                    chunk->fd, 0) == MAP_FAILED) {
-        int code = errno;
-        map_none(va, chunk->bytes); /* a failed MAP_FIXED may have left a hole */
-        status = pllm_fail(PLLM_EDEVICE, code, "could not map a chunk: %s%s", strerror(code),
-                           code == ENOMEM ? "; raise vm.max_map_count or use larger chunks" : "");
-    } else {
-        pllm_ranges_set(&arena->ranges, range, va, chunk->bytes, 1);
-        chunk->map_count++;
-    }
+    status = pllm_ranges_check_map(&arena->ranges, va, bytes, &range);
+    if (status == PLLM_OK) status = map_run(arena, range, va, chunks, chunk_count);
     pthread_mutex_unlock(&arena->lock);
-    if (status == PLLM_OK) ask_for_huge_pages(va, chunk);
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK; i++) {
+        ask_for_huge_pages(va, chunks[i]);
+        va += chunks[i]->bytes;
+    }
     return status;
 }
 
@@ -268,12 +311,32 @@ static int descriptor_copy(const pllm_context *context, int fd, int *fd_out)
     }
 }
 
-int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out)
+/* The same memory behind a descriptor of its own that can only be read through. */
+static int descriptor_read_only(const pllm_context *context, int fd, int *fd_out)
 {
-    return descriptor_copy(arena->context, chunk->fd, fd_out);
+    char path[40];
+    *fd_out = -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    for (;;) {
+        int copy = open(path, O_RDONLY | O_CLOEXEC);
+        if (copy >= 0) {
+            *fd_out = copy;
+            return PLLM_OK;
+        }
+        if (errno != EMFILE || !raise_descriptor_limit(context))
+            return chunk_fail(errno, "open a chunk for reading (is /proc there?)");
+    }
 }
 
-int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, uint32_t read_only, int *fd_out)
+{
+    /* What came for reading goes on for reading: its descriptor can't do more. */
+    return read_only ? descriptor_read_only(arena->context, chunk->fd, fd_out)
+                     : descriptor_copy(arena->context, chunk->fd, fd_out);
+}
+
+int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, uint32_t read_only,
+                            pllm_chunk **chunk_out)
 {
     *chunk_out = NULL;
     int status = pllm_ranges_check_bytes(&arena->ranges, bytes, "an imported chunk");
@@ -286,9 +349,11 @@ int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chun
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || !(seals & F_SEAL_SHRINK) || (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
         return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a host device", fd);
+    if (!read_only && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR)
+        return pllm_fail(PLLM_EPERM, 0, "descriptor %d is of a chunk that may only be read", fd);
     pllm_chunk *chunk = pllm_alloc(arena->context, sizeof *chunk);
     if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
-    *chunk = (pllm_chunk){.bytes = bytes, .imported = 1};
+    *chunk = (pllm_chunk){.bytes = bytes, .imported = 1, .read_only = read_only != 0};
     status = descriptor_copy(arena->context, fd, &chunk->fd);
     if (status < 0) {
         pllm_free(arena->context, chunk);

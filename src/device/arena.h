@@ -32,14 +32,15 @@ int pllm_arena_reserve(pllm_arena *arena, uint64_t bytes, pllm_va *va_out);
 void pllm_arena_release(pllm_arena *arena, pllm_va va, uint64_t bytes);
 int pllm_arena_chunk_create(pllm_arena *arena, uint64_t bytes, pllm_chunk **chunk_out);
 void pllm_arena_chunk_destroy(pllm_arena *arena, pllm_chunk *chunk);
-int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *chunk);
+int pllm_arena_map(pllm_arena *arena, pllm_va va, pllm_chunk *const *chunks, uint32_t chunk_count);
 void pllm_arena_unmap(pllm_arena *arena, pllm_va va, pllm_chunk *chunk);
-int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, int *fd_out);
-int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, pllm_chunk **chunk_out);
+int pllm_arena_chunk_export(pllm_arena *arena, pllm_chunk *chunk, uint32_t read_only, int *fd_out);
+int pllm_arena_chunk_import(pllm_arena *arena, int fd, uint64_t bytes, uint32_t read_only,
+                            pllm_chunk **chunk_out);
 int pllm_arena_host_alloc(uint64_t bytes, void **pointer_out);
 void pllm_arena_host_free(void *pointer, uint64_t bytes);
 
-/* EINVAL unless every device side of every copy is mapped. */
+/* EINVAL unless every device side of every copy is mapped; EPERM as pllm_ranges_check_copies. */
 int pllm_arena_check_copies(pllm_arena *arena, pllm_copy_kind kind, const pllm_copy *copies,
                             uint32_t copy_count);
 int pllm_arena_check_fill(pllm_arena *arena, pllm_va va, uint64_t bytes);

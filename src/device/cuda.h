@@ -85,6 +85,36 @@ int pllm_cuda_launch(pllm_device *device, pllm_stream *stream, pllm_cuda_functio
 void *pllm_cuda_stream_handle(pllm_stream *stream);
 int pllm_cuda_make_current(pllm_device *device);
 
+/* A CUstream of this process (PyTorch's current one; 1 is the legacy default stream) as a stream of
+ * the device: used, never destroyed; closing waits for its work. Errors: EINVAL, ENOMEM. */
+int pllm_cuda_stream_wrap(pllm_device *device, void *handle, pllm_stream **stream_out);
+
+/* Plain allocations: what programs that know nothing of virtual memory management can share, by
+ * legacy IPC handles. The driver makes a handle for a *whole allocation* and resolves it to that
+ * allocation's first byte, whatever address inside it was meant. So what callers exchange is a
+ * handle and an offset; and who gets a handle can reach all of the allocation.
+ *
+ * bytes: rounded up to the device's granularity. The memory counts in capacity_bytes, and holds
+ * what others left there. It can be copied and filled as mapped memory. Errors: EINVAL, ENOMEM,
+ * ENODEVMEM (bare), EDEVICE. */
+int pllm_cuda_plain_alloc(pllm_device *device, uint64_t bytes, pllm_va *va_out);
+/* No work that touches it may be in flight. Other processes must have closed it: the driver leaves
+ * undefined what they see afterwards. */
+void pllm_cuda_plain_free(pllm_device *device, pllm_va va); /* 0 is fine */
+
+enum { PLLM_CUDA_IPC_BYTES = 64 };
+/* handle: of the allocation that va lies in (a plain one of any library in this process);
+ * *offset_out, unless NULL: where in it va lies. Errors: EINVAL (no such memory), EUNSUPPORTED
+ * (some containers forbid it), EDEVICE. */
+int pllm_cuda_ipc_export(pllm_device *device, pllm_va va, uint8_t handle[PLLM_CUDA_IPC_BYTES],
+                         uint64_t *offset_out);
+/* Another process's allocation: its first byte, and unless NULL its size. Opened again, it is at
+ * the same place, and must be closed as often. Errors: EINVAL (not such a handle, its memory is
+ * gone, or it is this process's own), ENOMEM, EDEVICE. */
+int pllm_cuda_ipc_open(pllm_device *device, const uint8_t handle[PLLM_CUDA_IPC_BYTES],
+                       pllm_va *va_out, uint64_t *bytes_out);
+void pllm_cuda_ipc_close(pllm_device *device, pllm_va va); /* what open gave; 0 is fine */
+
 /* Where kernels find memory of host_alloc: any address inside it. 0: they can't (not pinned). */
 pllm_va pllm_cuda_host_va(pllm_device *device, const void *pointer);
 

@@ -84,6 +84,7 @@ static int cuda_info(pllm_device *device, pllm_device_info *info_out)
     cuda_device *cuda = cuda_of(device);
     size_t free_bytes = 0, total_bytes = 0;
     memset(info_out, 0, sizeof *info_out);
+    info_out->struct_bytes = sizeof *info_out;
     int status = cuda_enter(cuda);
     if (status == PLLM_OK) status = CUDA_DO(cuda, memory_info, &free_bytes, &total_bytes);
     if (status < 0) return status;
@@ -136,6 +137,7 @@ static const pllm_device_ops cuda_ops = {
     .event_wait = cuda_event_wait,
     .stream_wait = cuda_stream_wait,
     .stream_sync = cuda_stream_sync,
+    .stream_call = cuda_stream_call,
     .copy = cuda_copy,
     .copy_batch = cuda_copy_batch,
     .fill = cuda_fill,

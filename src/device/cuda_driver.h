@@ -67,7 +67,9 @@ enum { /* flags and kinds, under the names of what they do */
        CUDA_ALLOCATION_PINNED = 1,
        CUDA_LOCATION_DEVICE = 1,
        CUDA_HANDLE_FILE = 1,
+       CUDA_ACCESS_READ = 1,
        CUDA_ACCESS_READ_WRITE = 3,
+       CUDA_IPC_LAZY_PEER = 1,
        CUDA_GRANULARITY_MINIMUM = 0,
        CUDA_REGISTER_PORTABLE = 1,
        CUDA_REGISTER_DEVICEMAP = 2,
@@ -104,6 +106,10 @@ typedef struct cuda_access {
     cuda_location location;
     int32_t flags;
 } cuda_access;
+
+typedef struct cuda_ipc_handle { /* passed by value */
+    char bytes[64];
+} cuda_ipc_handle;
 
 typedef struct cuda_copy_attributes {
     int32_t source_order;
@@ -162,6 +168,14 @@ typedef struct cuda_launch {
       (void *fd_out, unsigned long long memory, int handle_type, unsigned long long flags))        \
     X(memory_import, "cuMemImportFromShareableHandle", 12000, 1,                                   \
       (unsigned long long *memory, void *fd, int handle_type))                                     \
+    X(plain_alloc, "cuMemAlloc", 12000, 1, (uint64_t * va, size_t bytes))                          \
+    X(plain_free, "cuMemFree", 12000, 1, (uint64_t va))                                            \
+    X(plain_range, "cuMemGetAddressRange", 12000, 1,                                               \
+      (uint64_t * base, size_t * bytes, uint64_t va))                                              \
+    X(ipc_get, "cuIpcGetMemHandle", 12000, 1, (cuda_ipc_handle * handle, uint64_t va))             \
+    X(ipc_open, "cuIpcOpenMemHandle", 12000, 1,                                                    \
+      (uint64_t * va, cuda_ipc_handle handle, uint32_t flags))                                     \
+    X(ipc_close, "cuIpcCloseMemHandle", 12000, 1, (uint64_t va))                                   \
     X(host_register, "cuMemHostRegister", 12000, 1, (void *pointer, size_t bytes, uint32_t flags)) \
     X(host_unregister, "cuMemHostUnregister", 12000, 1, (void *pointer))                           \
     X(host_va, "cuMemHostGetDevicePointer", 12000, 1,                                              \
@@ -170,6 +184,8 @@ typedef struct cuda_launch {
     X(stream_destroy, "cuStreamDestroy", 12000, 1, (void *stream))                                 \
     X(stream_sync, "cuStreamSynchronize", 12000, 1, (void *stream))                                \
     X(stream_wait, "cuStreamWaitEvent", 12000, 1, (void *stream, void *event, uint32_t flags))     \
+    X(stream_call, "cuLaunchHostFunc", 12000, 1,                                                   \
+      (void *stream, void (*call)(void *user), void *user))                                        \
     X(event_create, "cuEventCreate", 12000, 1, (void **event, uint32_t flags))                     \
     X(event_destroy, "cuEventDestroy", 12000, 1, (void *event))                                    \
     X(event_record, "cuEventRecord", 12000, 1, (void *event, void *stream))                        \

@@ -3,6 +3,7 @@
  *   cuda_driver.c   finds the driver; its table of calls
  *   cuda_device.c   open, close, errors, what the card is
  *   cuda_memory.c   reservations, chunks, mappings, host memory
+ *   cuda_plain.c    plain allocations and their legacy handles for other processes
  *   cuda_stream.c   streams, events, copies and fills
  *   cuda_launch.c   modules, launches, graphs, tensor maps
  *
@@ -34,6 +35,7 @@ typedef struct cuda_device {
     uint64_t used_bytes;             /* of chunks created here */
     _Atomic uint32_t dead;           /* 0, or the first sticky error: call << 16 | code */
     _Atomic uint32_t exportable;     /* chunks are made so that they can be exported */
+    _Atomic uint32_t no_read_only;   /* the driver refused access for reading only */
     _Atomic uint32_t no_batch;       /* this driver refused a batch of copies */
     _Atomic uint32_t unpinned_count; /* host allocations that could not be pinned */
 } cuda_device;
@@ -42,7 +44,8 @@ typedef struct cuda_stream {
     pllm_stream *self; /* itself: a faulty stream begins with what it wraps */
     cuda_device *cuda;
     void *handle;
-    int status; /* of a batch that failed half way; until a sync has reported it */
+    int borrowed; /* somebody else's: not destroyed */
+    int status;   /* of a batch that failed half way; until a sync has reported it */
 } cuda_stream;
 
 static inline cuda_device *cuda_of(pllm_device *device)
@@ -74,10 +77,11 @@ int cuda_reserve(pllm_device *device, uint64_t bytes, pllm_va *va_out);
 void cuda_release(pllm_device *device, pllm_va va, uint64_t bytes);
 int cuda_chunk_create(pllm_device *device, uint64_t bytes, pllm_chunk **chunk_out);
 void cuda_chunk_destroy(pllm_device *device, pllm_chunk *chunk);
-int cuda_map(pllm_device *device, pllm_va va, pllm_chunk *chunk);
+int cuda_map(pllm_device *device, pllm_va va, pllm_chunk *const *chunks, uint32_t chunk_count);
 void cuda_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk);
-int cuda_chunk_export(pllm_device *device, pllm_chunk *chunk, int *fd_out);
-int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out);
+int cuda_chunk_export(pllm_device *device, pllm_chunk *chunk, uint32_t read_only, int *fd_out);
+int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                      pllm_chunk **chunk_out);
 int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out);
 void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes);
 cuda_allocation cuda_allocation_of(const cuda_device *cuda);
@@ -92,6 +96,8 @@ int cuda_event_query(pllm_device *device, pllm_event *event);
 int cuda_event_wait(pllm_device *device, pllm_event *event, uint64_t timeout_ns);
 int cuda_stream_wait(pllm_device *device, pllm_stream *stream, pllm_event *event);
 int cuda_stream_sync(pllm_device *device, pllm_stream *stream);
+int cuda_stream_call(pllm_device *device, pllm_stream *stream, void (*call)(void *user),
+                     void *user);
 int cuda_copy(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind, const pllm_copy *copy);
 int cuda_copy_batch(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
                     const pllm_copy *copies, uint32_t copy_count);

@@ -28,7 +28,7 @@ typedef struct cuda_chunk {
     uint64_t bytes;
     unsigned long long memory; /* the driver's handle */
     uint32_t map_count;        /* under the device's lock */
-    uint32_t imported, fresh;
+    uint32_t imported, fresh, read_only;
 } cuda_chunk;
 
 cuda_allocation cuda_allocation_of(const cuda_device *cuda)
@@ -144,21 +144,82 @@ void cuda_chunk_destroy(pllm_device *device, pllm_chunk *handle)
 
 /* ---- mapping ---- */
 
-/* Maps, gives access, and zeroes a fresh chunk; undoes it all on failure. */
-static int driver_map(cuda_device *cuda, pllm_va va, cuda_chunk *chunk)
+/* Access for a run of one kind. A driver that knows no reading only gets the other asked for: then
+ * it is our own copies and fills that are refused. */
+static int driver_access(cuda_device *cuda, pllm_va va, uint64_t bytes, uint32_t read_only)
 {
-    const cuda_access access = {{CUDA_LOCATION_DEVICE, cuda->ordinal}, CUDA_ACCESS_READ_WRITE};
-    int status = CUDA_DO(cuda, memory_map, va, chunk->bytes, 0, chunk->memory, 0);
-    if (status < 0) goto fail;
-    status = CUDA_DO(cuda, memory_access, va, chunk->bytes, &access, 1);
-    if (status == PLLM_OK && chunk->fresh) {
-        status = CUDA_DO(cuda, fill, va, 0, chunk->bytes, cuda->zeroing);
-        if (status == PLLM_OK) status = CUDA_DO(cuda, stream_sync, cuda->zeroing);
-        if (status == PLLM_OK) chunk->fresh = 0;
+    cuda_access access = {{CUDA_LOCATION_DEVICE, cuda->ordinal}, CUDA_ACCESS_READ_WRITE};
+    if (read_only && !atomic_load(&cuda->no_read_only)) {
+        access.flags = CUDA_ACCESS_READ;
+        int code = cuda->driver.memory_access(va, bytes, &access, 1);
+        if (code != CUDA_NOT_SUPPORTED && code != CUDA_INVALID_VALUE)
+            return cuda_check(cuda, CUDA_CALL_memory_access, code);
+        access.flags = CUDA_ACCESS_READ_WRITE;
+        int status = CUDA_DO(cuda, memory_access, va, bytes, &access, 1);
+        if (status == PLLM_OK && !atomic_exchange(&cuda->no_read_only, 1))
+            pllm_log(cuda->base.context, PLLM_LOG_INFO,
+                     "%s: the driver maps nothing for reading only; kernels could write there",
+                     cuda->name);
+        return status;
     }
+    return CUDA_DO(cuda, memory_access, va, bytes, &access, 1);
+}
+
+/* Zeroes the fresh chunks of a run, neighbours at once. */
+static int driver_zero(cuda_device *cuda, pllm_va va, cuda_chunk *const *chunks,
+                       uint32_t chunk_count)
+{
+    uint32_t filled = 0;
+    int status = PLLM_OK;
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK;) {
+        uint64_t bytes = 0;
+        uint32_t end = i;
+        while (end < chunk_count && chunks[end]->fresh) bytes += chunks[end++]->bytes;
+        if (bytes == 0) {
+            va += chunks[i++]->bytes;
+            continue;
+        }
+        status = CUDA_DO(cuda, fill, va, 0, bytes, cuda->zeroing);
+        filled = 1;
+        va += bytes;
+        i = end;
+    }
+    if (!filled) return status;
+    int synced =
+        CUDA_DO(cuda, stream_sync, cuda->zeroing); /* also before what failed is unmapped */
+    if (status == PLLM_OK) status = synced;
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK; i++) chunks[i]->fresh = 0;
+    return status;
+}
+
+/* Maps a run, gives access once for each stretch of one kind, and zeroes what is fresh; undoes it
+ * all on failure. */
+static int driver_map(cuda_device *cuda, pllm_va va, cuda_chunk *const *chunks,
+                      uint32_t chunk_count)
+{
+    uint32_t mapped = 0;
+    uint64_t bytes = 0, done_bytes = 0;
+    int status = PLLM_OK;
+    for (; mapped < chunk_count; mapped++) {
+        status = CUDA_DO(cuda, memory_map, va + bytes, chunks[mapped]->bytes, 0,
+                         chunks[mapped]->memory, 0);
+        if (status < 0) goto fail;
+        bytes += chunks[mapped]->bytes;
+    }
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK;) {
+        uint64_t stretch = 0;
+        uint32_t read_only = chunks[i]->read_only;
+        while (i < chunk_count && chunks[i]->read_only == read_only) stretch += chunks[i++]->bytes;
+        status = driver_access(cuda, va + done_bytes, stretch, read_only);
+        done_bytes += stretch;
+    }
+    if (status == PLLM_OK) status = driver_zero(cuda, va, chunks, chunk_count);
     if (status == PLLM_OK) return PLLM_OK;
-    CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
 fail:
+    while (mapped-- > 0) {
+        bytes -= chunks[mapped]->bytes;
+        CUDA_NOTE(cuda, memory_unmap, va + bytes, chunks[mapped]->bytes);
+    }
     /* Page tables take memory too: a full card may refuse even to map. */
     if (status == PLLM_ENODEVMEM)
         status = pllm_fail(PLLM_EDEVICE, CUDA_OUT_OF_MEMORY,
@@ -166,31 +227,57 @@ fail:
     return status;
 }
 
-int cuda_map(pllm_device *device, pllm_va va, pllm_chunk *handle)
+/* Takes the run's granules, under the lock. */
+static int run_take(cuda_device *cuda, pllm_va va, uint64_t bytes, cuda_chunk *const *chunks,
+                    uint32_t chunk_count)
+{
+    pllm_range *range;
+    int status = pllm_ranges_check_map(&cuda->ranges, va, bytes, &range);
+    if (status < 0) return status;
+    pllm_va at = va;
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK; i++) {
+        if (chunks[i]->read_only)
+            status = pllm_ranges_set_read_only(&cuda->ranges, range, at, chunks[i]->bytes);
+        at += chunks[i]->bytes;
+    }
+    pllm_ranges_set(&cuda->ranges, range, va, bytes, status == PLLM_OK);
+    for (uint32_t i = 0; i < chunk_count && status == PLLM_OK; i++) chunks[i]->map_count++;
+    return status;
+}
+
+static void run_give_back(cuda_device *cuda, pllm_va va, uint64_t bytes, cuda_chunk *const *chunks,
+                          uint32_t chunk_count)
+{
+    pthread_mutex_lock(&cuda->lock);
+    pllm_range *range = pllm_ranges_find(&cuda->ranges, va, bytes); /* the list may have moved */
+    assert(range && pllm_ranges_are(&cuda->ranges, range, va, bytes, 1));
+    pllm_ranges_set(&cuda->ranges, range, va, bytes, 0);
+    for (uint32_t i = 0; i < chunk_count; i++) {
+        assert(chunks[i]->map_count > 0);
+        chunks[i]->map_count--;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+int cuda_map(pllm_device *device, pllm_va va, pllm_chunk *const *handles, uint32_t chunk_count)
 {
     cuda_device *cuda = cuda_of(device);
-    cuda_chunk *chunk = (cuda_chunk *)handle;
-    if (!chunk || va % cuda->granularity_bytes)
+    cuda_chunk *const *chunks = (cuda_chunk *const *)handles;
+    uint64_t bytes = 0;
+    int bad = va % cuda->granularity_bytes != 0 || (!chunks && chunk_count);
+    for (uint32_t i = 0; i < chunk_count && !bad; i++)
+        bad = !chunks[i] || __builtin_add_overflow(bytes, chunks[i]->bytes, &bytes);
+    if (bad)
         return pllm_fail(PLLM_EINVAL, 0, "map: no chunk, or address %llx is not aligned to %llu",
                          (unsigned long long)va, (unsigned long long)cuda->granularity_bytes);
     int status = cuda_enter(cuda);
-    if (status < 0) return status;
-    pllm_range *range;
+    if (status < 0 || chunk_count == 0) return status;
     pthread_mutex_lock(&cuda->lock);
-    status = pllm_ranges_check_map(&cuda->ranges, va, chunk->bytes, &range);
-    if (status == PLLM_OK) {
-        pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 1);
-        chunk->map_count++;
-    }
+    status = run_take(cuda, va, bytes, chunks, chunk_count);
     pthread_mutex_unlock(&cuda->lock);
     if (status < 0) return status;
-    status = driver_map(cuda, va, chunk);
-    if (status == PLLM_OK) return PLLM_OK;
-    pthread_mutex_lock(&cuda->lock);
-    range = pllm_ranges_find(&cuda->ranges, va, chunk->bytes); /* the list may have moved */
-    pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 0);
-    chunk->map_count--;
-    pthread_mutex_unlock(&cuda->lock);
+    status = driver_map(cuda, va, chunks, chunk_count);
+    if (status < 0) run_give_back(cuda, va, bytes, chunks, chunk_count);
     return status;
 }
 
@@ -200,13 +287,7 @@ void cuda_unmap(pllm_device *device, pllm_va va, pllm_chunk *handle)
     cuda_chunk *chunk = (cuda_chunk *)handle;
     CUDA_NOTE(cuda, context_set_current, cuda->context);
     CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
-    pthread_mutex_lock(&cuda->lock);
-    pllm_range *range = pllm_ranges_find(&cuda->ranges, va, chunk->bytes);
-    assert(range && pllm_ranges_are(&cuda->ranges, range, va, chunk->bytes, 1));
-    assert(chunk->map_count > 0);
-    pllm_ranges_set(&cuda->ranges, range, va, chunk->bytes, 0);
-    chunk->map_count--;
-    pthread_mutex_unlock(&cuda->lock);
+    run_give_back(cuda, va, chunk->bytes, &chunk, 1);
 }
 
 /* ---- between processes ---- */
@@ -218,14 +299,16 @@ static int map_once(cuda_device *cuda, cuda_chunk *chunk)
     uint64_t va;
     int status = CUDA_DO(cuda, address_reserve, &va, chunk->bytes, 0, 0, 0);
     if (status < 0) return status;
-    status = driver_map(cuda, va, chunk);
+    status = driver_map(cuda, va, &chunk, 1);
     if (status == PLLM_OK) CUDA_NOTE(cuda, memory_unmap, va, chunk->bytes);
     CUDA_NOTE(cuda, address_free, va, chunk->bytes);
     return status;
 }
 
-int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, int *fd_out)
+/* The driver has no descriptors for reading only: that is for the importer to keep. */
+int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, uint32_t read_only, int *fd_out)
 {
+    (void)read_only;
     cuda_device *cuda = cuda_of(device);
     cuda_chunk *chunk = (cuda_chunk *)handle;
     *fd_out = -1;
@@ -241,7 +324,8 @@ int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, int *fd_out)
     return status;
 }
 
-int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                      pllm_chunk **chunk_out)
 {
     cuda_device *cuda = cuda_of(device);
     struct stat info;
@@ -255,7 +339,7 @@ int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **
         return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a CUDA device", fd);
     cuda_chunk *chunk = pllm_alloc(device->context, sizeof *chunk);
     if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
-    *chunk = (cuda_chunk){.bytes = bytes, .imported = 1};
+    *chunk = (cuda_chunk){.bytes = bytes, .imported = 1, .read_only = read_only != 0};
     status = CUDA_DO(cuda, memory_import, &chunk->memory, (void *)(intptr_t)fd, CUDA_HANDLE_FILE);
     if (status < 0) goto fail_chunk;
     status = map_once(cuda, chunk);

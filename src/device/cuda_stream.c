@@ -60,8 +60,43 @@ void cuda_stream_close(pllm_device *device, pllm_stream *handle)
     if (!stream) return;
     CUDA_NOTE(cuda, context_set_current, cuda->context);
     CUDA_NOTE(cuda, stream_sync, stream->handle);
-    CUDA_NOTE(cuda, stream_destroy, stream->handle);
+    if (!stream->borrowed) CUDA_NOTE(cuda, stream_destroy, stream->handle);
     pllm_free(device->context, stream);
+}
+
+int pllm_cuda_stream_wrap(pllm_device *device, void *handle, pllm_stream **stream_out)
+{
+    cuda_device *cuda;
+    *stream_out = NULL;
+    pllm_device *inner = pllm_faulty_device_inner(device);
+    if (inner) {
+        pllm_stream *wrapped;
+        int status = pllm_faulty_device_pass(device, "stream_wrap");
+        if (status == PLLM_OK) status = pllm_cuda_stream_wrap(inner, handle, &wrapped);
+        if (status < 0) return status;
+        status = pllm_faulty_stream_adopt(device, wrapped, stream_out);
+        if (status < 0) inner->ops->stream_close(inner, wrapped);
+        return status;
+    }
+    int status = cuda_unwrap(device, NULL, "a CUstream", &cuda);
+    if (status == PLLM_OK) status = cuda_enter(cuda);
+    if (status < 0) return status;
+    cuda_stream *stream = pllm_alloc(device->context, sizeof *stream);
+    if (!stream) return pllm_fail_memory("a stream", sizeof *stream);
+    *stream = (cuda_stream){(pllm_stream *)stream, cuda, handle, 1, PLLM_OK};
+    *stream_out = stream->self;
+    return PLLM_OK;
+}
+
+int cuda_stream_call(pllm_device *device, pllm_stream *handle, void (*call)(void *user), void *user)
+{
+    cuda_device *cuda = cuda_of(device);
+    cuda_stream *stream = (cuda_stream *)handle;
+    int status = cuda_enter(cuda);
+    if (status == PLLM_OK) status = CUDA_DO(cuda, stream_call, stream->handle, call, user);
+    if (status == PLLM_ENODEVMEM)
+        status = pllm_fail(PLLM_EDEVICE, CUDA_OUT_OF_MEMORY, "the driver had no memory for a call");
+    return status;
 }
 
 static int is_capturing(const cuda_stream *stream)

@@ -19,12 +19,11 @@
 #define PLLM_DEVICE_DEVICE_H
 
 #include <stdint.h>
+#include <pagedllm/device.h>
 #include "base/context.h"
 
-typedef struct pllm_device pllm_device;
-typedef struct pllm_chunk pllm_chunk;   /* physical memory, a whole number of granules */
-typedef struct pllm_stream pllm_stream; /* a queue of copies and fills, run in order */
-typedef struct pllm_event pllm_event;   /* a point in a stream's past or future */
+typedef struct pllm_chunk pllm_chunk; /* physical memory, a whole number of granules */
+typedef struct pllm_event pllm_event; /* a point in a stream's past or future */
 typedef uint64_t pllm_va;
 
 typedef struct pllm_copy {
@@ -38,18 +37,10 @@ typedef enum pllm_copy_kind {
     PLLM_COPY_WITHIN = 2, /* device to device: not over the link */
 } pllm_copy_kind;
 
-typedef struct pllm_device_info {
-    char name[64], uuid[48];
-    uint64_t total_bytes, free_bytes; /* physical memory this device can still give is free_bytes */
-    uint64_t granularity_bytes;       /* of reserve, chunks and map; a power of two */
-    uint64_t chunk_bytes;             /* what the device likes best for chunks */
-    double link_bytes_per_second;     /* simulated link; 0: none, copies run at memory speed */
-} pllm_device_info;
-
 typedef struct pllm_device_ops {
     const char *name; /* "host", "cuda", "sim"; faulty answers with what it wraps */
     void (*close)(pllm_device *device); /* everything opened from it is already closed */
-    int (*info)(pllm_device *device, pllm_device_info *info_out);
+    int (*info)(pllm_device *device, pllm_device_info *info_out); /* fills all of it */
 
     /* Address space. bytes: a multiple of the granularity. Errors: EINVAL, ENOMEM, EDEVICE. */
     int (*reserve)(pllm_device *device, uint64_t bytes, pllm_va *va_out);
@@ -60,16 +51,28 @@ typedef struct pllm_device_ops {
     int (*chunk_create)(pllm_device *device, uint64_t bytes, pllm_chunk **chunk_out);
     void (*chunk_destroy)(pllm_device *device,
                           pllm_chunk *chunk); /* mapped nowhere; NULL is fine */
-    /* Backs [va, va + chunk bytes) with the chunk, readable and writable. va lies in a reservation,
-     * aligned to the granularity, and is not mapped. Errors: EINVAL, EDEVICE; then nothing changed.
-     */
-    int (*map)(pllm_device *device, pllm_va va, pllm_chunk *chunk);
+    /* Backs [va, va + bytes of all the chunks) with them, one after another: all or none. Readable
+     * and writable, but for chunks that were imported for reading. The range lies in one
+     * reservation, is aligned to the granularity, and nothing of it is mapped. Many chunks in one
+     * call cost less than a call each (CUDA gives access once for the run). None are nothing.
+     * Errors: EINVAL, ENOMEM, EDEVICE; then nothing changed. */
+    int (*map)(pllm_device *device, pllm_va va, pllm_chunk *const *chunks, uint32_t chunk_count);
     /* Takes the backing of one mapped chunk away; no work that touches it may be in flight.
      * A later touch of the range faults. Cannot fail. */
     void (*unmap)(pllm_device *device, pllm_va va, pllm_chunk *chunk);
-    /* A file descriptor that another process (or import here) can map. Caller closes it. */
-    int (*chunk_export)(pllm_device *device, pllm_chunk *chunk, int *fd_out);
-    int (*chunk_import)(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out);
+    /* A file descriptor that another process (or import here) can map. Caller closes it. It holds
+     * the memory, whatever becomes of the chunk. read_only: who has only this descriptor can map it
+     * for reading only. The host device sees to that; a GPU's descriptors can't be restricted, so
+     * there it is for the importer to keep.
+     * Errors: EUNSUPPORTED (memory can't be exported here), EDEVICE. */
+    int (*chunk_export)(pllm_device *device, pllm_chunk *chunk, uint32_t read_only, int *fd_out);
+    /* fd stays the caller's. bytes is what the exporter said, and is checked. read_only: it will be
+     * mapped for reading; copies and fills into it are refused (EPERM), and a write that is not one
+     * of ours faults.
+     * Errors: EINVAL (no exported chunk of that size), EPERM (the descriptor is for reading only),
+     * ENOMEM, EDEVICE. */
+    int (*chunk_import)(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                        pllm_chunk **chunk_out);
 
     /* Host memory that copies reach at full speed (pinned, where the device cares); zeroed.
      * Errors: ENOMEM. */
@@ -94,10 +97,17 @@ typedef struct pllm_device_ops {
     /* Later work on the stream starts only after the event, as last recorded by now. */
     int (*stream_wait)(pllm_device *device, pllm_stream *stream, pllm_event *event);
     int (*stream_sync)(pllm_device *device, pllm_stream *stream);
+    /* Calls call(user) on some thread of the CPU once all work submitted to the stream before has
+     * ended; later work of the stream starts after it has returned. It may not call the device, and
+     * should be short: on some devices other streams wait for it too. A device that has failed
+     * may never call it. Errors: ENOMEM, EDEVICE; then it will not be called. */
+    int (*stream_call)(pllm_device *device, pllm_stream *stream, void (*call)(void *user),
+                       void *user);
 
     /* Movement: submits and returns. Ranges may not overlap within a call; zero bytes are nothing.
      * A call that returns an error has submitted nothing. Device sides must be mapped: EINVAL
-     * otherwise (a device that cannot tell then reports EDEVICE with the work). */
+     * otherwise (a device that cannot tell then reports EDEVICE with the work); and not for reading
+     * only where they are written to: EPERM. */
     int (*copy)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
                 const pllm_copy *copy);
     int (*copy_batch)(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
@@ -169,10 +179,7 @@ void pllm_faulty_device_arm(pllm_device *device, uint64_t fail_at);
 pllm_device *pllm_faulty_device_inner(pllm_device *device);
 pllm_stream *pllm_faulty_stream_inner(pllm_stream *stream);
 int pllm_faulty_device_pass(pllm_device *device, const char *what);
-
-static inline void pllm_device_close(pllm_device *device)
-{
-    if (device) device->ops->close(device);
-}
+/* Wraps a stream that such a call has opened on the inner device. Errors: ENOMEM. */
+int pllm_faulty_stream_adopt(pllm_device *device, pllm_stream *inner, pllm_stream **stream_out);
 
 #endif

@@ -103,12 +103,13 @@ static void faulty_chunk_destroy(pllm_device *device, pllm_chunk *chunk)
     count_live(faulty, PLLM_FAULTY_CHUNK, -1);
 }
 
-static int faulty_map(pllm_device *device, pllm_va va, pllm_chunk *chunk)
+static int faulty_map(pllm_device *device, pllm_va va, pllm_chunk *const *chunks,
+                      uint32_t chunk_count)
 {
     faulty_device *faulty = faulty_of(device);
     if (faulty_hit(faulty)) return faulty_fail("map");
-    int status = faulty->inner->ops->map(faulty->inner, va, chunk);
-    if (status == PLLM_OK) count_live(faulty, PLLM_FAULTY_MAPPING, 1);
+    int status = faulty->inner->ops->map(faulty->inner, va, chunks, chunk_count);
+    if (status == PLLM_OK) count_live(faulty, PLLM_FAULTY_MAPPING, chunk_count);
     return status;
 }
 
@@ -119,20 +120,22 @@ static void faulty_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
     count_live(faulty, PLLM_FAULTY_MAPPING, -1);
 }
 
-static int faulty_chunk_export(pllm_device *device, pllm_chunk *chunk, int *fd_out)
+static int faulty_chunk_export(pllm_device *device, pllm_chunk *chunk, uint32_t read_only,
+                               int *fd_out)
 {
     faulty_device *faulty = faulty_of(device);
     *fd_out = -1;
     if (faulty_hit(faulty)) return faulty_fail("chunk_export");
-    return faulty->inner->ops->chunk_export(faulty->inner, chunk, fd_out);
+    return faulty->inner->ops->chunk_export(faulty->inner, chunk, read_only, fd_out);
 }
 
-static int faulty_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+static int faulty_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                               pllm_chunk **chunk_out)
 {
     faulty_device *faulty = faulty_of(device);
     *chunk_out = NULL;
     if (faulty_hit(faulty)) return faulty_fail("chunk_import");
-    int status = faulty->inner->ops->chunk_import(faulty->inner, fd, bytes, chunk_out);
+    int status = faulty->inner->ops->chunk_import(faulty->inner, fd, bytes, read_only, chunk_out);
     if (status == PLLM_OK) count_live(faulty, PLLM_FAULTY_CHUNK, 1);
     return status;
 }
@@ -162,21 +165,28 @@ static void *faulty_host_view(pllm_device *device, pllm_va va)
 
 /* ---- ordering ---- */
 
+int pllm_faulty_stream_adopt(pllm_device *device, pllm_stream *inner, pllm_stream **stream_out)
+{
+    *stream_out = NULL;
+    faulty_stream *stream = pllm_alloc(device->context, sizeof *stream);
+    if (!stream) return pllm_fail_memory("a stream", sizeof *stream);
+    stream->inner = inner;
+    count_live(faulty_of(device), PLLM_FAULTY_STREAM, 1);
+    *stream_out = (pllm_stream *)stream;
+    return PLLM_OK;
+}
+
 static int faulty_stream_open(pllm_device *device, pllm_stream **stream_out)
 {
     faulty_device *faulty = faulty_of(device);
+    pllm_stream *inner;
     *stream_out = NULL;
     if (faulty_hit(faulty)) return faulty_fail("stream_open");
-    faulty_stream *stream = pllm_alloc(device->context, sizeof *stream);
-    if (!stream) return pllm_fail_memory("a stream", sizeof *stream);
-    int status = faulty->inner->ops->stream_open(faulty->inner, &stream->inner);
-    if (status < 0) {
-        pllm_free(device->context, stream);
-        return status;
-    }
-    count_live(faulty, PLLM_FAULTY_STREAM, 1);
-    *stream_out = (pllm_stream *)stream;
-    return PLLM_OK;
+    int status = faulty->inner->ops->stream_open(faulty->inner, &inner);
+    if (status < 0) return status;
+    status = pllm_faulty_stream_adopt(device, inner, stream_out);
+    if (status < 0) faulty->inner->ops->stream_close(faulty->inner, inner);
+    return status;
 }
 
 static void faulty_stream_close(pllm_device *device, pllm_stream *handle)
@@ -282,6 +292,16 @@ static int faulty_stream_sync(pllm_device *device, pllm_stream *handle)
     return hit || failed ? faulty_fail("the stream's work failed") : PLLM_OK;
 }
 
+/* The call is made even where the stream's work has failed: it says that the work is over. */
+static int faulty_stream_call(pllm_device *device, pllm_stream *handle, void (*call)(void *user),
+                              void *user)
+{
+    faulty_device *faulty = faulty_of(device);
+    faulty_stream *stream = (faulty_stream *)handle;
+    if (faulty_hit(faulty)) return faulty_fail("stream_call");
+    return faulty->inner->ops->stream_call(faulty->inner, stream->inner, call, user);
+}
+
 /* ---- movement ---- */
 
 /* A movement is to fail: now, or later through its stream. */
@@ -347,6 +367,7 @@ static const pllm_device_ops faulty_ops = {
     .event_wait = faulty_event_wait,
     .stream_wait = faulty_stream_wait,
     .stream_sync = faulty_stream_sync,
+    .stream_call = faulty_stream_call,
     .copy = faulty_copy,
     .copy_batch = faulty_copy_batch,
     .fill = faulty_fill,

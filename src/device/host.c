@@ -24,6 +24,7 @@ static int host_info(pllm_device *device, pllm_device_info *info_out)
 {
     host_device *host = host_of(device);
     memset(info_out, 0, sizeof *info_out);
+    info_out->struct_bytes = sizeof *info_out;
     pllm_machine_name(info_out->name, sizeof info_out->name);
     pllm_machine_uuid(info_out->uuid, sizeof info_out->uuid);
     info_out->total_bytes = host->arena.capacity_bytes;
@@ -54,9 +55,10 @@ static void host_chunk_destroy(pllm_device *device, pllm_chunk *chunk)
     pllm_arena_chunk_destroy(&host_of(device)->arena, chunk);
 }
 
-static int host_map(pllm_device *device, pllm_va va, pllm_chunk *chunk)
+static int host_map(pllm_device *device, pllm_va va, pllm_chunk *const *chunks,
+                    uint32_t chunk_count)
 {
-    return pllm_arena_map(&host_of(device)->arena, va, chunk);
+    return pllm_arena_map(&host_of(device)->arena, va, chunks, chunk_count);
 }
 
 static void host_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
@@ -64,14 +66,16 @@ static void host_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
     pllm_arena_unmap(&host_of(device)->arena, va, chunk);
 }
 
-static int host_chunk_export(pllm_device *device, pllm_chunk *chunk, int *fd_out)
+static int host_chunk_export(pllm_device *device, pllm_chunk *chunk, uint32_t read_only,
+                             int *fd_out)
 {
-    return pllm_arena_chunk_export(&host_of(device)->arena, chunk, fd_out);
+    return pllm_arena_chunk_export(&host_of(device)->arena, chunk, read_only, fd_out);
 }
 
-static int host_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+static int host_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                             pllm_chunk **chunk_out)
 {
-    return pllm_arena_chunk_import(&host_of(device)->arena, fd, bytes, chunk_out);
+    return pllm_arena_chunk_import(&host_of(device)->arena, fd, bytes, read_only, chunk_out);
 }
 
 static int host_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
@@ -130,6 +134,7 @@ static const pllm_device_ops host_ops = {
     .event_wait = pllm_host_event_wait,
     .stream_wait = pllm_host_stream_wait,
     .stream_sync = pllm_host_stream_sync,
+    .stream_call = pllm_host_stream_call,
     .copy = host_copy,
     .copy_batch = pllm_host_copy_batch,
     .fill = pllm_host_fill,

@@ -30,6 +30,8 @@ int pllm_host_event_query(pllm_device *device, pllm_event *event);
 int pllm_host_event_wait(pllm_device *device, pllm_event *event, uint64_t timeout_ns);
 int pllm_host_stream_wait(pllm_device *device, pllm_stream *stream, pllm_event *event);
 int pllm_host_stream_sync(pllm_device *device, pllm_stream *stream);
+int pllm_host_stream_call(pllm_device *device, pllm_stream *stream, void (*call)(void *user),
+                          void *user);
 int pllm_host_copy_batch(pllm_device *device, pllm_stream *stream, pllm_copy_kind kind,
                          const pllm_copy *copies, uint32_t copy_count);
 int pllm_host_fill(pllm_device *device, pllm_stream *stream, pllm_va va, uint64_t bytes,

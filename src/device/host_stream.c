@@ -46,14 +46,17 @@ typedef struct host_event {
     uint64_t done_ns;                /* under lock */
 } host_event;
 
-typedef enum host_op_kind { OP_COPY, OP_FILL, OP_RECORD, OP_WAIT, OP_STOP } host_op_kind;
+typedef enum host_op_kind { OP_COPY, OP_FILL, OP_RECORD, OP_WAIT, OP_CALL, OP_STOP } host_op_kind;
 
 typedef struct host_op {
     uint8_t kind, direction, value, call_end; /* call_end: the last copy of its call */
     uint64_t to, from, bytes;
     uint64_t call_bytes; /* first copy of a call over the link: all its bytes */
     uint64_t submitted_ns;
-    host_event *event;
+    union {
+        host_event *event;
+        void (*call)(void *user); /* with `from` as user */
+    };
     uint64_t generation;
 } host_op;
 
@@ -249,6 +252,19 @@ int pllm_host_stream_sync(pllm_device *device, pllm_stream *handle)
     return pllm_host_event_wait(device, (pllm_event *)stream->sync_event, UINT64_MAX);
 }
 
+int pllm_host_stream_call(pllm_device *device, pllm_stream *handle, void (*call)(void *user),
+                          void *user)
+{
+    (void)device;
+    host_stream *stream = (host_stream *)handle;
+    int status = ring_begin(stream, 1);
+    if (status < 0) return status;
+    host_op op = {.kind = OP_CALL, .from = (uint64_t)(uintptr_t)user, .call = call};
+    ring_push(stream, &op);
+    ring_end(stream);
+    return PLLM_OK;
+}
+
 int pllm_host_copy_batch(pllm_device *device, pllm_stream *handle, pllm_copy_kind kind,
                          const pllm_copy *copies, uint32_t copy_count)
 {
@@ -361,6 +377,13 @@ static void run_record(host_stream *stream, const host_op *op)
     event_drop(stream->host->base.context, op->event);
 }
 
+/* After the link's end of what came before, as a record. */
+static void run_call(host_stream *stream, const host_op *op)
+{
+    if (stream->host->link.bytes_per_second > 0 && stream->end_ns) sleep_until(stream->end_ns);
+    op->call((void *)(uintptr_t)op->from);
+}
+
 static host_op ring_pop(host_stream *stream)
 {
     pthread_mutex_lock(&stream->lock);
@@ -399,6 +422,9 @@ static void *stream_work(void *argument)
             break;
         case OP_WAIT:
             run_wait(stream, &op);
+            break;
+        case OP_CALL:
+            run_call(stream, &op);
             break;
         default:
             sleep_until(stream->end_ns);

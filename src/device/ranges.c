@@ -6,8 +6,10 @@
 
 void pllm_ranges_deinit(pllm_ranges *ranges)
 {
-    for (uint32_t i = 0; i < ranges->count; i++)
+    for (uint32_t i = 0; i < ranges->count; i++) {
         pllm_free(ranges->context, ranges->items[i].mapped);
+        pllm_free(ranges->context, ranges->items[i].read_only);
+    }
     pllm_free(ranges->context, ranges->items);
 }
 
@@ -50,10 +52,22 @@ void pllm_ranges_set(const pllm_ranges *ranges, pllm_range *range, pllm_va va, u
 {
     uint64_t first = (va - range->va) / ranges->granularity_bytes;
     uint64_t count = bytes / ranges->granularity_bytes;
-    if (mapped)
+    if (mapped) {
         pllm_bitmap_set_range(range->mapped, first, count);
-    else
-        pllm_bitmap_clear_range(range->mapped, first, count);
+        return;
+    }
+    pllm_bitmap_clear_range(range->mapped, first, count);
+    if (range->read_only) pllm_bitmap_clear_range(range->read_only, first, count);
+}
+
+int pllm_ranges_set_read_only(const pllm_ranges *ranges, pllm_range *range, pllm_va va,
+                              uint64_t bytes)
+{
+    if (!range->read_only) range->read_only = pllm_ranges_bitmap(ranges, range->bytes);
+    if (!range->read_only) return PLLM_ENOMEM;
+    pllm_bitmap_set_range(range->read_only, (va - range->va) / ranges->granularity_bytes,
+                          bytes / ranges->granularity_bytes);
+    return PLLM_OK;
 }
 
 int pllm_ranges_check_bytes(const pllm_ranges *ranges, uint64_t bytes, const char *what)
@@ -63,9 +77,14 @@ int pllm_ranges_check_bytes(const pllm_ranges *ranges, uint64_t bytes, const cha
                      (unsigned long long)bytes, (unsigned long long)ranges->granularity_bytes);
 }
 
+static uint64_t granules_of(const pllm_ranges *ranges, uint64_t bytes)
+{
+    return bytes / ranges->granularity_bytes + (bytes % ranges->granularity_bytes != 0);
+}
+
 uint64_t *pllm_ranges_bitmap(const pllm_ranges *ranges, uint64_t bytes)
 {
-    uint64_t word_count = pllm_bitmap_words(bytes / ranges->granularity_bytes);
+    uint64_t word_count = pllm_bitmap_words(granules_of(ranges, bytes));
     uint64_t *mapped = pllm_alloc_array(ranges->context, word_count, sizeof *mapped);
     if (!mapped) pllm_fail_memory("a reservation's bitmap", word_count * sizeof *mapped);
     return mapped;
@@ -90,7 +109,7 @@ int pllm_ranges_add(pllm_ranges *ranges, pllm_va va, uint64_t bytes, uint64_t *m
     uint32_t at = range_index(ranges, va);
     memmove(ranges->items + at + 1, ranges->items + at,
             sizeof *ranges->items * (ranges->count - at));
-    ranges->items[at] = (pllm_range){va, bytes, mapped};
+    ranges->items[at] = (pllm_range){va, bytes, mapped, NULL, 0};
     ranges->count++;
     return PLLM_OK;
 }
@@ -101,10 +120,29 @@ uint64_t *pllm_ranges_remove(pllm_ranges *ranges, pllm_va va, uint64_t bytes)
     assert(range && range->va == va && range->bytes == bytes);
     assert(pllm_ranges_are(ranges, range, va, bytes, 0)); /* nothing is mapped in it */
     uint64_t *mapped = range->mapped;
+    pllm_free(ranges->context, range->read_only);
     uint32_t after = ranges->count - 1 - (uint32_t)(range - ranges->items);
     memmove(range, range + 1, sizeof *range * after);
     ranges->count--;
     return mapped;
+}
+
+int pllm_ranges_add_mapped(pllm_ranges *ranges, pllm_va va, uint64_t bytes)
+{
+    uint64_t *mapped = pllm_ranges_bitmap(ranges, bytes);
+    if (!mapped) return PLLM_ENOMEM;
+    pllm_bitmap_set_range(mapped, 0, granules_of(ranges, bytes));
+    int status = pllm_ranges_add(ranges, va, bytes, mapped);
+    if (status < 0) pllm_free(ranges->context, mapped);
+    return status;
+}
+
+void pllm_ranges_remove_mapped(pllm_ranges *ranges, pllm_va va, uint64_t bytes)
+{
+    pllm_range *range = pllm_ranges_find(ranges, va, bytes);
+    assert(range && range->va == va && range->bytes == bytes);
+    pllm_bitmap_clear_range(range->mapped, 0, granules_of(ranges, bytes));
+    pllm_free(ranges->context, pllm_ranges_remove(ranges, va, bytes));
 }
 
 int pllm_ranges_check_map(const pllm_ranges *ranges, pllm_va va, uint64_t bytes,
@@ -120,11 +158,17 @@ int pllm_ranges_check_map(const pllm_ranges *ranges, pllm_va va, uint64_t bytes,
     return PLLM_OK;
 }
 
-static int check_mapped(const pllm_ranges *ranges, pllm_va va, uint64_t bytes)
+static int check_mapped(const pllm_ranges *ranges, pllm_va va, uint64_t bytes, uint32_t written)
 {
     pllm_range *range = pllm_ranges_find(ranges, va, bytes);
-    if (range && pllm_ranges_are(ranges, range, va, bytes, 1)) return PLLM_OK;
-    return pllm_fail(PLLM_EINVAL, 0, "%llu bytes at device address %llx are not all mapped",
+    if (!range || !pllm_ranges_are(ranges, range, va, bytes, 1))
+        return pllm_fail(PLLM_EINVAL, 0, "%llu bytes at device address %llx are not all mapped",
+                         (unsigned long long)bytes, (unsigned long long)va);
+    if (!written || !range->read_only) return PLLM_OK;
+    uint64_t first = (va - range->va) / ranges->granularity_bytes;
+    uint64_t last = (va - range->va + bytes - 1) / ranges->granularity_bytes;
+    if (pllm_bitmap_find_set(range->read_only, last + 1, first) == PLLM_BITMAP_NONE) return PLLM_OK;
+    return pllm_fail(PLLM_EPERM, 0, "%llu bytes at device address %llx are mapped for reading only",
                      (unsigned long long)bytes, (unsigned long long)va);
 }
 
@@ -140,9 +184,9 @@ int pllm_ranges_check_copies(const pllm_ranges *ranges, pllm_copy_kind kind,
         if (!copy->to || !copy->from || distance < copy->bytes)
             return pllm_fail(PLLM_EINVAL, 0, "copy %u: a NULL side, or sides that overlap", i);
         int status = PLLM_OK;
-        if (kind != PLLM_COPY_OUT) status = check_mapped(ranges, copy->to, copy->bytes);
+        if (kind != PLLM_COPY_OUT) status = check_mapped(ranges, copy->to, copy->bytes, 1);
         if (status == PLLM_OK && kind != PLLM_COPY_IN)
-            status = check_mapped(ranges, copy->from, copy->bytes);
+            status = check_mapped(ranges, copy->from, copy->bytes, 0);
         if (status < 0) return status;
     }
     return PLLM_OK;
@@ -150,5 +194,5 @@ int pllm_ranges_check_copies(const pllm_ranges *ranges, pllm_copy_kind kind,
 
 int pllm_ranges_check_fill(const pllm_ranges *ranges, pllm_va va, uint64_t bytes)
 {
-    return bytes == 0 ? PLLM_OK : check_mapped(ranges, va, bytes);
+    return bytes == 0 ? PLLM_OK : check_mapped(ranges, va, bytes, 1);
 }

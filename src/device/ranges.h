@@ -15,7 +15,9 @@
 typedef struct pllm_range { /* one reservation */
     pllm_va va;
     uint64_t bytes;
-    uint64_t *mapped; /* a bit a granule */
+    uint64_t *mapped;      /* a bit a granule */
+    uint64_t *read_only;   /* likewise: mapped for reading; NULL until something is */
+    uint32_t opened_count; /* of memory that another process allocated: how often it was opened */
 } pllm_range;
 
 typedef struct pllm_ranges {
@@ -41,13 +43,21 @@ pllm_range *pllm_ranges_find(const pllm_ranges *ranges, pllm_va va, uint64_t byt
 /* Are all granules that [va, va + bytes) touches mapped (wanted 1), or none (0)? */
 int pllm_ranges_are(const pllm_ranges *ranges, const pllm_range *range, pllm_va va, uint64_t bytes,
                     uint32_t wanted);
+/* Clearing clears read_only too. */
 void pllm_ranges_set(const pllm_ranges *ranges, pllm_range *range, pllm_va va, uint64_t bytes,
                      uint32_t mapped);
-/* May a chunk of that size be mapped at va? EINVAL with a sentence if not. */
+/* Marks what is mapped there as for reading. Errors: ENOMEM. */
+int pllm_ranges_set_read_only(const pllm_ranges *ranges, pllm_range *range, pllm_va va,
+                              uint64_t bytes);
+/* A range of any size that is mapped whole, and stays so until it is removed. Errors: ENOMEM. */
+int pllm_ranges_add_mapped(pllm_ranges *ranges, pllm_va va, uint64_t bytes);
+void pllm_ranges_remove_mapped(pllm_ranges *ranges, pllm_va va, uint64_t bytes);
+/* May chunks of that size together be mapped at va? EINVAL with a sentence if not. */
 int pllm_ranges_check_map(const pllm_ranges *ranges, pllm_va va, uint64_t bytes,
                           pllm_range **range_out);
 
-/* EINVAL unless every device side of every copy is mapped. */
+/* EINVAL unless every device side of every copy is mapped, EPERM if one is written to that is
+ * mapped for reading. */
 int pllm_ranges_check_copies(const pllm_ranges *ranges, pllm_copy_kind kind,
                              const pllm_copy *copies, uint32_t copy_count);
 int pllm_ranges_check_fill(const pllm_ranges *ranges, pllm_va va, uint64_t bytes);

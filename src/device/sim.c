@@ -5,16 +5,16 @@
  *   stream 2   [fill due 15] ...
  *
  * Nothing happens until somebody waits or polls. Then the clock jumps to the next completion: a
- * copy or fill at the head of its stream takes a seeded time from when it became the head, and
- * moves its bytes at the end of it, so a reader that does not wait sees old bytes; in checked
+ * copy, fill or call at the head of its stream takes a seeded time from when it became the head,
+ * and moves its bytes at the end of it, so a reader that does not wait sees old bytes; in checked
  * builds it sees 0xFF (NaN), since the destination is poisoned when the operation starts. (Not when
  * it is submitted: work ordered before it may still read there.) Records and waits take no time.
  *
  * Everything depends only on the seed and the order of calls, so a run replays; addresses differ
  * between processes but never steer anything.
- * Invariants: 1. A head that is a copy or fill has a due time, at or after the clock. 2. After
- * every call no head is a record or a satisfied wait (sim_settle).
- * Threads: one for streams and events; the arena is safe from many. */
+ * Invariants: 1. A head that is a copy, fill or call has a due time, at or after the clock. 2.
+ * After every call no head is a record or a satisfied wait (sim_settle). Threads: one for streams
+ * and events; the arena is safe from many. */
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +22,7 @@
 
 #define RING_FIRST 16u
 
-typedef enum sim_op_kind { SIM_COPY, SIM_FILL, SIM_RECORD, SIM_WAIT } sim_op_kind;
+typedef enum sim_op_kind { SIM_COPY, SIM_FILL, SIM_CALL, SIM_RECORD, SIM_WAIT } sim_op_kind;
 
 typedef struct sim_event {
     uint64_t recorded, done; /* generations, as on the host device */
@@ -36,13 +36,15 @@ typedef struct sim_op {
     uint64_t to, from, bytes;
     sim_event *event;
     uint64_t generation;
+    void (*call)(void *user);
+    void *user;
 } sim_op;
 
 typedef struct sim_stream {
     struct sim_stream *next; /* in order of opening, so that replays visit alike */
     sim_op *ring;
     uint32_t ring_size, first, count;
-    uint32_t started; /* the head is a copy or fill and due_ns is its end */
+    uint32_t started; /* the head is a copy, fill or call, and due_ns its end */
     uint64_t due_ns;
 } sim_stream;
 
@@ -79,6 +81,7 @@ static int sim_info(pllm_device *device, pllm_device_info *info_out)
 {
     pllm_arena *arena = &sim_of(device)->arena;
     memset(info_out, 0, sizeof *info_out);
+    info_out->struct_bytes = sizeof *info_out;
     snprintf(info_out->name, sizeof info_out->name, "simulated device");
     snprintf(info_out->uuid, sizeof info_out->uuid, "SIM-0");
     info_out->total_bytes = arena->capacity_bytes;
@@ -109,9 +112,9 @@ static void sim_chunk_destroy(pllm_device *device, pllm_chunk *chunk)
     pllm_arena_chunk_destroy(&sim_of(device)->arena, chunk);
 }
 
-static int sim_map(pllm_device *device, pllm_va va, pllm_chunk *chunk)
+static int sim_map(pllm_device *device, pllm_va va, pllm_chunk *const *chunks, uint32_t chunk_count)
 {
-    return pllm_arena_map(&sim_of(device)->arena, va, chunk);
+    return pllm_arena_map(&sim_of(device)->arena, va, chunks, chunk_count);
 }
 
 static void sim_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
@@ -119,14 +122,15 @@ static void sim_unmap(pllm_device *device, pllm_va va, pllm_chunk *chunk)
     pllm_arena_unmap(&sim_of(device)->arena, va, chunk);
 }
 
-static int sim_chunk_export(pllm_device *device, pllm_chunk *chunk, int *fd_out)
+static int sim_chunk_export(pllm_device *device, pllm_chunk *chunk, uint32_t read_only, int *fd_out)
 {
-    return pllm_arena_chunk_export(&sim_of(device)->arena, chunk, fd_out);
+    return pllm_arena_chunk_export(&sim_of(device)->arena, chunk, read_only, fd_out);
 }
 
-static int sim_chunk_import(pllm_device *device, int fd, uint64_t bytes, pllm_chunk **chunk_out)
+static int sim_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
+                            pllm_chunk **chunk_out)
 {
-    return pllm_arena_chunk_import(&sim_of(device)->arena, fd, bytes, chunk_out);
+    return pllm_arena_chunk_import(&sim_of(device)->arena, fd, bytes, read_only, chunk_out);
 }
 
 static int sim_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
@@ -171,7 +175,7 @@ static void op_start(sim_device *sim, sim_stream *stream, const sim_op *op)
     stream->started = 1;
     stream->due_ns = sim->clock_ns + 1 + sim_random(sim) % (sim->latency_ns_max + 1);
 #ifdef PLLM_CHECKS
-    memset((void *)(uintptr_t)op->to, 0xff, op->bytes);
+    if (op->kind != SIM_CALL) memset((void *)(uintptr_t)op->to, 0xff, op->bytes);
 #else
     (void)op;
 #endif
@@ -182,7 +186,7 @@ static int stream_settle(sim_device *sim, sim_stream *stream)
 {
     int moved = 0;
     for (sim_op *op; (op = stream_head(stream)) && !stream->started; moved = 1) {
-        if (op->kind == SIM_COPY || op->kind == SIM_FILL) {
+        if (op->kind == SIM_COPY || op->kind == SIM_FILL || op->kind == SIM_CALL) {
             op_start(sim, stream, op);
             continue;
         }
@@ -231,8 +235,10 @@ static int sim_step(sim_device *sim, uint64_t deadline_ns)
     sim->clock_ns = stream->due_ns;
     if (op->kind == SIM_COPY)
         memcpy((void *)(uintptr_t)op->to, (const void *)(uintptr_t)op->from, op->bytes);
-    else
+    else if (op->kind == SIM_FILL)
         memset((void *)(uintptr_t)op->to, op->value, op->bytes);
+    else
+        op->call(op->user);
     stream_pop(stream);
     sim_settle(sim);
     return 1;
@@ -370,6 +376,18 @@ static int sim_stream_wait(pllm_device *device, pllm_stream *handle, pllm_event 
     return PLLM_OK;
 }
 
+static int sim_stream_call(pllm_device *device, pllm_stream *handle, void (*call)(void *user),
+                           void *user)
+{
+    sim_stream *stream = (sim_stream *)handle;
+    int status = stream_room(sim_of(device), stream, 1);
+    if (status < 0) return status;
+    sim_op op = {.kind = SIM_CALL, .call = call, .user = user};
+    stream_push(stream, &op);
+    sim_settle(sim_of(device));
+    return PLLM_OK;
+}
+
 static int sim_copy_batch(pllm_device *device, pllm_stream *handle, pllm_copy_kind kind,
                           const pllm_copy *copies, uint32_t copy_count)
 {
@@ -433,6 +451,7 @@ static const pllm_device_ops sim_ops = {
     .event_wait = sim_event_wait,
     .stream_wait = sim_stream_wait,
     .stream_sync = sim_stream_sync,
+    .stream_call = sim_stream_call,
     .copy = sim_copy,
     .copy_batch = sim_copy_batch,
     .fill = sim_fill,

@@ -8,9 +8,10 @@
  * Creating a chunk and touching it for the first time cost far more than mapping one, so chunks
  * that are unmapped wait in kept for the next map.
  *
- * Map is all or nothing: the whole charge is taken first, then pages are backed one by one in
- * state MAPPING; a failure takes exactly those back, returns as many chunks to kept as came from
- * there and destroys the rest. Nothing but open allocates host memory here.
+ * Map is all or nothing: the whole charge is taken first, then each EMPTY page gets a chunk and is
+ * MAPPING, then runs of those are mapped, one call each; a failure takes exactly those back,
+ * returns as many chunks to kept as came from there and destroys the rest. Nothing but open
+ * allocates host memory here.
  *
  * Invariants (pllm_region_check): 1. A page has a chunk unless it is EMPTY. 2. mapped_count and
  * fenced_count match the states; fenced lists each FENCED page once. 3. The member's charge is
@@ -169,26 +170,39 @@ static int check_pages(const pllm_region *region, uint32_t page_first, uint32_t 
                      (unsigned long long)page_first + page_count, region->page_max);
 }
 
-/* Backs one EMPTY page; *kept_used counts the chunks that came from kept. */
-static int page_back(pllm_region *region, uint32_t page, uint32_t *kept_used)
+/* Gives one EMPTY page a chunk; *kept_used counts those that came from kept. */
+static int page_attach(pllm_region *region, uint32_t page, uint32_t *kept_used)
 {
     pllm_device *device = region->device;
-    pllm_chunk *chunk = NULL;
-    int status = PLLM_OK, from_kept = region->kept_count > 0;
-    if (from_kept)
-        chunk = region->kept[region->kept_count - 1];
-    else
-        status = device->ops->chunk_create(device, region->chunk_bytes, &chunk);
-    if (status < 0) return status;
-    status = device->ops->map(device, page_va(region, page), chunk);
-    if (status < 0) {
-        if (!from_kept) device->ops->chunk_destroy(device, chunk); /* map credits it */
-        return status;
+    int from_kept = region->kept_count > 0;
+    if (from_kept) {
+        region->chunk[page] = region->kept[--region->kept_count];
+        ++*kept_used;
+    } else {
+        int status = device->ops->chunk_create(device, region->chunk_bytes, &region->chunk[page]);
+        if (status < 0) return status;
     }
-    if (from_kept) region->kept_count--, ++*kept_used;
     if (region->reused) region->reused[page] = (uint8_t)from_kept;
-    region->chunk[page] = chunk;
     region->state[page] = PAGE_MAPPING;
+    return PLLM_OK;
+}
+
+/* Maps the MAPPING pages, a call a run; *mapped_end: all of them before it are mapped. */
+static int pages_map(pllm_region *region, uint32_t page_first, uint32_t page_end,
+                     uint32_t *mapped_end)
+{
+    pllm_device *device = region->device;
+    for (uint32_t page = page_first; page < page_end;) {
+        uint32_t end = page;
+        while (end < page_end && region->state[end] == PAGE_MAPPING) end++;
+        if (end > page) {
+            int status =
+                device->ops->map(device, page_va(region, page), region->chunk + page, end - page);
+            if (status < 0) return status;
+        }
+        page = end > page ? end : page + 1;
+        *mapped_end = page;
+    }
     return PLLM_OK;
 }
 
@@ -212,11 +226,15 @@ static int pages_zero(pllm_region *region, uint32_t page_first, uint32_t page_en
 
 /* Takes back the MAPPING pages of a failed map: kept gets as many chunks as it gave. */
 static void pages_undo(pllm_region *region, uint32_t page_first, uint32_t page_end,
-                       uint32_t kept_used)
+                       uint32_t mapped_end, uint32_t kept_used)
 {
     for (uint32_t page = page_first; page < page_end; page++) {
         if (region->state[page] != PAGE_MAPPING) continue;
-        pllm_chunk *chunk = page_detach(region, page);
+        pllm_chunk *chunk = region->chunk[page];
+        if (page < mapped_end)
+            page_detach(region, page);
+        else
+            region->chunk[page] = NULL, region->state[page] = PAGE_EMPTY;
         if (kept_used > 0) {
             region->kept[region->kept_count++] = chunk;
             kept_used--;
@@ -231,6 +249,7 @@ int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_coun
     int status = check_pages(region, page_first, page_count);
     if (status < 0) return status;
     uint32_t page_end = page_first + page_count, needed = 0, fenced = 0, kept_used = 0;
+    uint32_t mapped_end = page_first;
     region->stats.map_calls++;
     for (uint32_t page = page_first; page < page_end; page++)
         fenced += region->state[page] == PAGE_FENCED;
@@ -246,11 +265,12 @@ int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_coun
     status = pllm_budget_charge(region->member, created * region->chunk_bytes);
     if (status < 0) return status;
     for (uint32_t page = page_first; page < page_end && status == PLLM_OK; page++)
-        if (region->state[page] == PAGE_EMPTY) status = page_back(region, page, &kept_used);
+        if (region->state[page] == PAGE_EMPTY) status = page_attach(region, page, &kept_used);
+    if (status == PLLM_OK) status = pages_map(region, page_first, page_end, &mapped_end);
     if (status == PLLM_OK && region->zero_on_reuse && kept_used)
         status = pages_zero(region, page_first, page_end);
     if (status < 0) {
-        pages_undo(region, page_first, page_end, kept_used);
+        pages_undo(region, page_first, page_end, mapped_end, kept_used);
         pllm_budget_credit(region->member, created * region->chunk_bytes);
         check_if_asked(region);
         return status;

@@ -36,7 +36,7 @@ int pllm_workspace_open(const pllm_context *context, pllm_device *device, pllm_b
     if (status < 0) goto fail_charge;
     status = device->ops->chunk_create(device, rounded, &workspace->chunk);
     if (status < 0) goto fail_reserve;
-    status = device->ops->map(device, workspace->va, workspace->chunk);
+    status = device->ops->map(device, workspace->va, &workspace->chunk, 1);
     if (status < 0) goto fail_chunk;
     *workspace_out = workspace;
     return PLLM_OK;

@@ -79,7 +79,7 @@ static memory memory_open(uint64_t bytes)
     m.reserved = (bytes + info.granularity_bytes) / info.granularity_bytes * info.granularity_bytes;
     ok(device->ops->reserve(device, m.reserved, &m.va));
     ok(device->ops->chunk_create(device, m.reserved, &m.chunk));
-    ok(device->ops->map(device, m.va, m.chunk));
+    ok(device->ops->map(device, m.va, &m.chunk, 1));
     ok(device->ops->fill(device, stream, m.va, m.reserved, 0xff));
     ok(device->ops->stream_sync(device, stream));
     return m;

@@ -83,7 +83,7 @@ static int rig_open(void **state)
     assert_int_equal(r->ops->stream_open(r->device, &r->stream), PLLM_OK);
     assert_int_equal(r->ops->reserve(r->device, r->bytes, &r->va), PLLM_OK);
     assert_int_equal(r->ops->chunk_create(r->device, r->bytes, &r->chunk), PLLM_OK);
-    assert_int_equal(r->ops->map(r->device, r->va, r->chunk), PLLM_OK);
+    assert_int_equal(r->ops->map(r->device, r->va, &r->chunk, 1), PLLM_OK);
     void *host;
     assert_int_equal(r->ops->host_alloc(r->device, r->bytes, &host), PLLM_OK);
     r->host = host;
@@ -402,8 +402,8 @@ static int import_main(char **arguments)
     void *host;
     if (pllm_device_open_cuda(NULL, NULL, &device) < 0) return 10;
     const pllm_device_ops *ops = device->ops;
-    if (ops->chunk_import(device, fd, bytes, &chunk) < 0) return 11;
-    if (ops->reserve(device, bytes, &va) < 0 || ops->map(device, va, chunk) < 0) return 12;
+    if (ops->chunk_import(device, fd, bytes, 0, &chunk) < 0) return 11;
+    if (ops->reserve(device, bytes, &va) < 0 || ops->map(device, va, &chunk, 1) < 0) return 12;
     if (ops->stream_open(device, &stream) < 0 || ops->host_alloc(device, bytes, &host) < 0)
         return 13;
     const pllm_copy out = {at(host), va, bytes};
@@ -428,7 +428,7 @@ static void another_process_sees_an_exported_chunk(void **state)
     int fd, result;
     char own[4096], fd_text[32], bytes_text[32];
     pid_t child;
-    int status = r->ops->chunk_export(r->device, r->chunk, &fd);
+    int status = r->ops->chunk_export(r->device, r->chunk, 0, &fd);
     if (status == PLLM_EUNSUPPORTED) {
         print_message("%s\n", pllm_last_error()->text);
         return;

@@ -108,7 +108,7 @@ static int suite_open(void **state)
     if (must(device->ops->stream_open(device, &stream), "stream") < 0) return -1;
     if (must(device->ops->reserve(device, MEMORY_BYTES, &memory), "reserve") < 0) return -1;
     if (must(device->ops->chunk_create(device, MEMORY_BYTES, &chunk), "chunk") < 0) return -1;
-    if (must(device->ops->map(device, memory, chunk), "map") < 0) return -1;
+    if (must(device->ops->map(device, memory, &chunk, 1), "map") < 0) return -1;
     if (must(device->ops->host_alloc(device, STAGE_BYTES, &pinned), "host") < 0) return -1;
     stage = pinned;
     workspace = give(bytes);

@@ -47,7 +47,7 @@ static void buffer_open(buffer *b, uint64_t bytes)
         (bytes + info.granularity_bytes - 1) / info.granularity_bytes * info.granularity_bytes;
     check_status(device->ops->reserve(device, b->bytes, &b->va));
     check_status(device->ops->chunk_create(device, b->bytes, &b->chunk));
-    check_status(device->ops->map(device, b->va, b->chunk));
+    check_status(device->ops->map(device, b->va, &b->chunk, 1));
     check_status(device->ops->host_alloc(device, b->bytes, &b->host));
 }
 

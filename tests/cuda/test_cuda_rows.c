@@ -934,7 +934,7 @@ static int open_rig(void **state)
     MUST(pllm_cuda_transfer_open(NULL, rig.device, &rig.transfer));
     MUST(rig.ops->reserve(rig.device, ARENA, &rig.base));
     MUST(rig.ops->chunk_create(rig.device, ARENA, &rig.chunk));
-    MUST(rig.ops->map(rig.device, rig.base, rig.chunk));
+    MUST(rig.ops->map(rig.device, rig.base, &rig.chunk, 1));
     MUST(rig.ops->host_alloc(rig.device, STAGE, &stage));
     rig.stage = stage;
     return 0;

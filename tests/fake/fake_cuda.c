@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <unistd.h>
 #include "device/cuda_driver.h"
 #include "fake_cuda.h"
@@ -15,13 +16,24 @@
 #define TOTAL ((size_t)4 << 30)
 #define MEMORY_MAX 4096
 #define PINNED_MAX 1024
+#define PLAIN_MAX 1024
 
 static fake_cuda state = {.version = 13000, .device_count = 2};
 
+/* Physical memory is a System V segment that is marked for removal at once: Linux attaches it by
+ * its number as long as somebody still has it attached, in whatever process, and then it is gone.
+ */
 typedef struct memory {
     size_t bytes;
-    int fd, references;
+    void *anchor; /* what keeps it */
+    int segment, references, imported;
 } memory;
+typedef struct plain { /* a plain allocation, or another process's that was opened */
+    size_t bytes;
+    char *start; /* NULL: no entry */
+    int segment, opened;
+} plain;
+static plain plains[PLAIN_MAX];
 static memory memories[MEMORY_MAX]; /* handle: index + 1 */
 static void *pinned[PINNED_MAX];    /* starts of registered memory */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -202,6 +214,27 @@ static int fake_address_free(uint64_t va, size_t bytes)
     STEP("cuMemAddressFree");
     return CUDA_OK;
 }
+/* Attaches a new segment with what others left in it; all of it would be slow. */
+static void *segment_open(int *segment, size_t bytes, void *at)
+{
+    *segment = shmget(IPC_PRIVATE, bytes, IPC_CREAT | 0600);
+    if (*segment < 0) abort();
+    char *start = shmat(*segment, at, 0);
+    if (start == (void *)-1 || shmctl(*segment, IPC_RMID, NULL) != 0) abort();
+    for (size_t offset = 0; offset < bytes; offset += GRANULARITY)
+        memset(start + offset, 0xcd, 4096);
+    return start;
+}
+static unsigned long long memory_enter(const memory *m)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t i = 0;
+    while (i < MEMORY_MAX && memories[i].references) i++;
+    if (i == MEMORY_MAX) abort();
+    memories[i] = *m;
+    pthread_mutex_unlock(&lock);
+    return i + 1;
+}
 static int fake_memory_create(unsigned long long *handle, size_t bytes,
                               const cuda_allocation *allocation, unsigned long long flags)
 {
@@ -210,20 +243,9 @@ static int fake_memory_create(unsigned long long *handle, size_t bytes,
         return CUDA_INVALID_VALUE;
     if (state.no_export && allocation->handle_types) return CUDA_NOT_SUPPORTED;
     if (atomic_load(&state.created_bytes) + bytes > TOTAL) return CUDA_OUT_OF_MEMORY;
-    int fd = memfd_create("fake", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) abort();
-    void *view = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (view == MAP_FAILED) abort();
-    for (size_t at = 0; at < bytes; at += GRANULARITY)
-        memset((char *)view + at, 0xcd, 4096); /* what others left there; all of it would be slow */
-    munmap(view, bytes);
-    pthread_mutex_lock(&lock);
-    uint32_t i = 0;
-    while (i < MEMORY_MAX && memories[i].references) i++;
-    if (i == MEMORY_MAX) abort();
-    memories[i] = (memory){bytes, fd, 1};
-    pthread_mutex_unlock(&lock);
-    *handle = i + 1;
+    memory m = {.bytes = bytes, .references = 1};
+    m.anchor = segment_open(&m.segment, bytes, NULL);
+    *handle = memory_enter(&m);
     count(1);
     atomic_fetch_add(&state.created_bytes, bytes);
     return CUDA_OK;
@@ -233,8 +255,8 @@ static int fake_memory_release(unsigned long long handle)
     pthread_mutex_lock(&lock);
     memory *m = &memories[handle - 1];
     if (--m->references == 0) {
-        close(m->fd);
-        atomic_fetch_sub(&state.created_bytes, m->bytes);
+        shmdt(m->anchor);
+        if (!m->imported) atomic_fetch_sub(&state.created_bytes, m->bytes);
     }
     pthread_mutex_unlock(&lock);
     count(-1);
@@ -249,10 +271,10 @@ static int fake_memory_map(uint64_t va, size_t bytes, size_t offset, unsigned lo
     pthread_mutex_lock(&lock);
     memory m = memories[handle - 1];
     pthread_mutex_unlock(&lock);
-    if (bytes > m.bytes) return CUDA_INVALID_VALUE;
-    if (mmap((void *)(uintptr_t)va, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, m.fd, 0) ==
-        MAP_FAILED)
-        return CUDA_OUT_OF_MEMORY;
+    if (bytes != m.bytes) return CUDA_INVALID_VALUE;
+    void *at = (void *)(uintptr_t)va;
+    if (shmat(m.segment, at, SHM_REMAP) != at) return CUDA_OUT_OF_MEMORY;
+    if (mprotect(at, bytes, PROT_NONE) != 0) abort(); /* until access is set */
     count(1);
     return CUDA_OK;
 }
@@ -268,34 +290,178 @@ static int fake_memory_unmap(uint64_t va, size_t bytes)
 static int fake_memory_access(uint64_t va, size_t bytes, const cuda_access *access, size_t number)
 {
     STEP_IN("cuMemSetAccess");
-    if (number != 1 || access->flags != CUDA_ACCESS_READ_WRITE) return CUDA_INVALID_VALUE;
-    return mprotect((void *)(uintptr_t)va, bytes, PROT_READ | PROT_WRITE) == 0 ? CUDA_OK
-                                                                               : CUDA_INVALID_VALUE;
+    if (number != 1 || (access->flags != CUDA_ACCESS_READ_WRITE &&
+                        (access->flags != CUDA_ACCESS_READ || state.no_read_only)))
+        return CUDA_INVALID_VALUE;
+    atomic_fetch_add(&state.accesses, 1);
+    int protection = access->flags == CUDA_ACCESS_READ ? PROT_READ : PROT_READ | PROT_WRITE;
+    return mprotect((void *)(uintptr_t)va, bytes, protection) == 0 ? CUDA_OK : CUDA_INVALID_VALUE;
 }
-/* A descriptor of no file: its value is the handle. */
+/* A descriptor of no file: its value is the segment, so that another process finds it too. A mark
+ * of ours tells it from others' descriptors of that kind. */
+#define EXPORT_MARK ((uint64_t)0xfade << 48)
 static int fake_memory_export(void *fd_out, unsigned long long handle, int type,
                               unsigned long long flags)
 {
     STEP_IN("cuMemExportToShareableHandle");
     if (type != CUDA_HANDLE_FILE || flags) return CUDA_INVALID_VALUE;
-    int fd = eventfd((unsigned)handle, EFD_CLOEXEC | EFD_NONBLOCK);
+    pthread_mutex_lock(&lock);
+    uint64_t value = EXPORT_MARK | (uint32_t)memories[handle - 1].segment;
+    pthread_mutex_unlock(&lock);
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) return CUDA_OUT_OF_MEMORY;
+    if (write(fd, &value, sizeof value) != sizeof value) abort();
     memcpy(fd_out, &fd, sizeof fd);
     return CUDA_OK;
+}
+/* Takes the value and puts it back; another process may be doing the same. */
+static int export_value(int fd, uint64_t *value)
+{
+    for (int tries = 0; tries < 1000; tries++) {
+        if (read(fd, value, sizeof *value) == sizeof *value) {
+            if (write(fd, value, sizeof *value) != sizeof *value) abort();
+            return *value >> 32 == EXPORT_MARK >> 32;
+        }
+        if (errno != EAGAIN) return 0;
+        usleep(100);
+    }
+    return 0;
 }
 static int fake_memory_import(unsigned long long *handle, void *fd_value, int type)
 {
     uint64_t value;
     int fd = (int)(intptr_t)fd_value;
     STEP_IN("cuMemImportFromShareableHandle");
-    if (type != CUDA_HANDLE_FILE || read(fd, &value, sizeof value) != sizeof value)
-        return CUDA_INVALID_VALUE;
-    if (write(fd, &value, sizeof value) != sizeof value) abort();
+    if (type != CUDA_HANDLE_FILE || !export_value(fd, &value)) return CUDA_INVALID_VALUE;
+    int segment = (int)(uint32_t)value;
     pthread_mutex_lock(&lock);
-    memories[value - 1].references++;
+    uint32_t i = 0;
+    while (i < MEMORY_MAX && !(memories[i].references && memories[i].segment == segment)) i++;
+    if (i < MEMORY_MAX) memories[i].references++;
     pthread_mutex_unlock(&lock);
-    *handle = value;
+    *handle = i + 1;
+    if (i == MEMORY_MAX) { /* of another process */
+        struct shmid_ds info;
+        memory m = {.segment = segment, .references = 1, .imported = 1};
+        m.anchor = shmat(segment, NULL, 0);
+        if (m.anchor == (void *)-1 || shmctl(segment, IPC_STAT, &info) != 0)
+            return CUDA_INVALID_VALUE;
+        m.bytes = info.shm_segsz;
+        *handle = memory_enter(&m);
+    }
     count(1);
+    return CUDA_OK;
+}
+
+/* ---- plain allocations ---- */
+
+static int plain_enter(plain p, uint64_t *va)
+{
+    uint32_t i = 0;
+    pthread_mutex_lock(&lock);
+    while (i < PLAIN_MAX && plains[i].start) i++;
+    if (i == PLAIN_MAX) abort();
+    plains[i] = p;
+    pthread_mutex_unlock(&lock);
+    *va = (uint64_t)(uintptr_t)p.start;
+    count(1);
+    return CUDA_OK;
+}
+/* Under the lock. */
+static plain *plain_of(uint64_t va)
+{
+    for (uint32_t i = 0; i < PLAIN_MAX; i++)
+        if (plains[i].start && va - (uint64_t)(uintptr_t)plains[i].start < plains[i].bytes)
+            return &plains[i];
+    return NULL;
+}
+static int plain_leave(uint64_t va, int opened)
+{
+    pthread_mutex_lock(&lock);
+    plain *p = plain_of(va);
+    if (!p || (uint64_t)(uintptr_t)p->start != va || (p->opened > 0) != opened) abort();
+    if (p->opened <= 1) {
+        shmdt(p->start);
+        if (!opened) atomic_fetch_sub(&state.created_bytes, p->bytes);
+        p->start = NULL;
+    }
+    p->opened--;
+    pthread_mutex_unlock(&lock);
+    count(-1);
+    return CUDA_OK;
+}
+static int fake_plain_alloc(uint64_t *va, size_t bytes)
+{
+    STEP_IN("cuMemAlloc");
+    if (bytes == 0) return CUDA_INVALID_VALUE;
+    if (atomic_load(&state.created_bytes) + bytes > TOTAL) return CUDA_OUT_OF_MEMORY;
+    plain p = {.bytes = bytes};
+    p.start = segment_open(&p.segment, bytes, NULL);
+    atomic_fetch_add(&state.created_bytes, bytes);
+    return plain_enter(p, va);
+}
+static int fake_plain_free(uint64_t va)
+{
+    plain_leave(va, 0);
+    STEP_IN("cuMemFree");
+    return CUDA_OK;
+}
+static int fake_plain_range(uint64_t *base, size_t *bytes, uint64_t va)
+{
+    STEP_IN("cuMemGetAddressRange");
+    pthread_mutex_lock(&lock);
+    plain *p = plain_of(va);
+    *base = p ? (uint64_t)(uintptr_t)p->start : 0;
+    *bytes = p ? p->bytes : 0;
+    pthread_mutex_unlock(&lock);
+    return p ? CUDA_OK : CUDA_NOT_FOUND;
+}
+typedef struct ticket { /* what a handle says, in its 64 bytes */
+    uint64_t mark;
+    int segment;
+    pid_t process;
+} ticket;
+static int fake_ipc_get(cuda_ipc_handle *handle, uint64_t va)
+{
+    STEP_IN("cuIpcGetMemHandle");
+    memset(handle, 0, sizeof *handle);
+    pthread_mutex_lock(&lock);
+    plain *p = plain_of(va);
+    ticket t = {EXPORT_MARK, p ? p->segment : 0, getpid()};
+    int opened = p && p->opened;
+    pthread_mutex_unlock(&lock);
+    if (!p || opened) return CUDA_INVALID_VALUE;
+    memcpy(handle, &t, sizeof t);
+    return CUDA_OK;
+}
+static int fake_ipc_open(uint64_t *va, cuda_ipc_handle handle, uint32_t flags)
+{
+    ticket t;
+    struct shmid_ds info;
+    STEP_IN("cuIpcOpenMemHandle");
+    memcpy(&t, &handle, sizeof t);
+    if (t.mark != EXPORT_MARK || flags != CUDA_IPC_LAZY_PEER) return CUDA_INVALID_VALUE;
+    if (t.process == getpid()) return 201; /* as the driver: only other processes open it */
+    pthread_mutex_lock(&lock);
+    for (uint32_t i = 0; i < PLAIN_MAX; i++)
+        if (plains[i].start && plains[i].opened && plains[i].segment == t.segment) {
+            plains[i].opened++;
+            *va = (uint64_t)(uintptr_t)plains[i].start;
+            pthread_mutex_unlock(&lock);
+            count(1);
+            return CUDA_OK;
+        }
+    pthread_mutex_unlock(&lock);
+    plain p = {.segment = t.segment, .opened = 1};
+    p.start = shmat(t.segment, NULL, 0);
+    if (p.start == (void *)-1 || shmctl(t.segment, IPC_STAT, &info) != 0) return CUDA_INVALID_VALUE;
+    p.bytes = info.shm_segsz;
+    return plain_enter(p, va);
+}
+static int fake_ipc_close(uint64_t va)
+{
+    plain_leave(va, 1);
+    STEP_IN("cuIpcCloseMemHandle");
     return CUDA_OK;
 }
 
@@ -346,12 +512,14 @@ static int fake_host_va(uint64_t *va, void *pointer, uint32_t flags)
 typedef struct event event;
 typedef struct operation {
     struct operation *next;
-    enum { COPY, FILL, RECORD, WAIT } kind;
+    enum { COPY, FILL, CALL, RECORD, WAIT } kind;
     uint64_t to, from;
     size_t bytes;
     unsigned char value;
     event *event;
     uint64_t generation;
+    void (*call)(void *user);
+    void *user;
 } operation;
 
 typedef struct stream {
@@ -383,6 +551,8 @@ static int run_one(stream *s)
         memcpy((void *)(uintptr_t)op->to, (const void *)(uintptr_t)op->from, op->bytes);
     else if (op->kind == FILL)
         memset((void *)(uintptr_t)op->to, op->value, op->bytes);
+    else if (op->kind == CALL)
+        op->call(op->user); /* under the lock: it may not call the driver */
     else if (op->kind == RECORD && op->event->done < op->generation)
         op->event->done = op->generation;
     if (op->event) event_drop(op->event);
@@ -468,6 +638,13 @@ static int fake_stream_wait(void *handle, void *any, uint32_t flags)
     STEP_IN("cuStreamWaitEvent");
     if (!handle || !any || flags) return CUDA_INVALID_VALUE;
     submit(handle, (operation){.kind = WAIT, .event = any});
+    return CUDA_OK;
+}
+static int fake_stream_call(void *handle, void (*call)(void *user), void *user)
+{
+    STEP_IN("cuLaunchHostFunc");
+    if (!handle || !call) return CUDA_INVALID_VALUE;
+    submit(handle, (operation){.kind = CALL, .call = call, .user = user});
     return CUDA_OK;
 }
 static int fake_event_create(void **out, uint32_t flags)

@@ -1,10 +1,11 @@
 /* fake_cuda.h - a CUDA driver and NVML in host memory, as one shared library: the CUDA device's own
  * code runs on it without a GPU, under sanitizers, and meets the failures that a test asks for.
  *
- * Physical memory is memfd files, address space is PROT_NONE mappings, streams run their work when
- * it is submitted; or, with `deferred`, as late as they may: when somebody synchronises, or asks
- * for an event, one step a question. What was unmapped, freed or overwritten too early then shows.
- * Kernels are not run: a launch is only counted. What a driver leaves open is answered the
+ * Physical memory is System V segments, which another process on the same driver can attach too (by
+ * exported descriptors and by IPC handles), address space is PROT_NONE mappings, streams run their
+ * work when it is submitted; or, with `deferred`, as late as they may: when somebody synchronises,
+ * or asks for an event, one step a question. What was unmapped, freed or overwritten too early then
+ * shows. Kernels are not run: a launch is only counted. What a driver leaves open is answered the
  * unfriendly way: new memory holds garbage, and a range can't be touched before access to it was
  * set.
  *
@@ -25,14 +26,14 @@ typedef struct fake_cuda {
     const char *missing; /* a call that it does not have */
     int device_count;    /* up to 4 */
     int deferred;        /* set while no stream is open */
-    int no_virtual_memory, no_export, no_pin, nvml_broken;
+    int no_virtual_memory, no_export, no_pin, no_read_only, nvml_broken;
     const char *fail_call;
     uint64_t fail_at, fail_count;
     int fail_code;
     _Atomic uint64_t calls; /* that could have failed, of fail_call */
     _Atomic int dead;       /* the sticky code met */
     _Atomic int64_t live;   /* of everything that is opened and closed */
-    _Atomic uint64_t launches, batches, syncs;
+    _Atomic uint64_t launches, batches, syncs, accesses;
     _Atomic uint64_t created_bytes;
 } fake_cuda;
 

@@ -51,7 +51,7 @@ static void a_queue_that_cannot_grow_submits_nothing(void **state)
             const pllm_device_ops *ops = device->ops;
             TRY(ops->reserve(device, GRANULE, &va));
             TRY(ops->chunk_create(device, GRANULE, &chunk));
-            TRY(ops->map(device, va, chunk));
+            TRY(ops->map(device, va, &chunk, 1));
             TRY(ops->stream_open(device, &stream));
             unsigned char *view = ops->host_view(device, va);
             TRY(ops->fill(device, stream, va, BATCH * 16, 5));
@@ -109,7 +109,7 @@ static void open_fixture(fixture *f, uint32_t persistent, uint32_t fail_async)
     assert_int_equal(f->ops->event_open(f->device, &f->other), PLLM_OK);
     assert_int_equal(f->ops->reserve(f->device, GRANULE, &f->va), PLLM_OK);
     assert_int_equal(f->ops->chunk_create(f->device, GRANULE, &f->chunk), PLLM_OK);
-    assert_int_equal(f->ops->map(f->device, f->va, f->chunk), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, f->va, &f->chunk, 1), PLLM_OK);
     f->view = f->ops->host_view(f->device, f->va);
 }
 

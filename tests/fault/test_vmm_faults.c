@@ -14,7 +14,7 @@
 
 #define CHUNK ((uint64_t)64 << 10)
 /* The least number of fault points; below it the scenario has lost some. */
-#define DEVICE_FLOOR 35u
+#define DEVICE_FLOOR 30u
 #define ALLOCATION_FLOOR 30u
 
 typedef struct world {

@@ -33,7 +33,7 @@ static uint64_t run(uint64_t seed, uint32_t *first_stream)
     pllm_chunk *chunk;
     assert_int_equal(ops->reserve(device, GRANULE, &va), PLLM_OK);
     assert_int_equal(ops->chunk_create(device, GRANULE, &chunk), PLLM_OK);
-    assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
     for (uint32_t s = 0; s < STREAMS; s++) {
         assert_int_equal(ops->stream_open(device, &streams[s]), PLLM_OK);
         assert_int_equal(ops->event_open(device, &events[s]), PLLM_OK);
@@ -97,7 +97,7 @@ static void nothing_happens_until_somebody_waits(void **state)
     unsigned char host[64] = {1};
     assert_int_equal(ops->reserve(device, GRANULE, &va), PLLM_OK);
     assert_int_equal(ops->chunk_create(device, GRANULE, &chunk), PLLM_OK);
-    assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
     assert_int_equal(ops->stream_open(device, &stream), PLLM_OK);
     assert_int_equal(ops->event_open(device, &event), PLLM_OK);
     const unsigned char *view = ops->host_view(device, va);

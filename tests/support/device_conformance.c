@@ -82,7 +82,7 @@ static block block_open(fixture *f, uint64_t granules)
     block b = {.bytes = granules * f->granule};
     b.va = reserve(f, b.bytes);
     b.chunk = create(f, b.bytes);
-    assert_int_equal(f->ops->map(f->device, b.va, b.chunk), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, b.va, &b.chunk, 1), PLLM_OK);
     return b;
 }
 
@@ -208,7 +208,7 @@ static void new_chunks_read_as_zero(void **state)
     f->ops->unmap(f->device, b.va, b.chunk);
     f->ops->chunk_destroy(f->device, b.chunk);
     b.chunk = create(f, b.bytes);
-    assert_int_equal(f->ops->map(f->device, b.va, b.chunk), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, b.va, &b.chunk, 1), PLLM_OK);
     expect_bytes(f, b.va, b.bytes, 0);
     block_close(f, &b);
 }
@@ -219,14 +219,14 @@ static void contents_follow_the_chunk(void **state)
     uint64_t g = f->granule;
     pllm_va va = reserve(f, 8 * g);
     pllm_chunk *a = create(f, 2 * g), *b = create(f, 2 * g);
-    assert_int_equal(f->ops->map(f->device, va, a), PLLM_OK);
-    assert_int_equal(f->ops->map(f->device, va + 2 * g, b), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va, &a, 1), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va + 2 * g, &b, 1), PLLM_OK);
     put_pattern(f, va, 2 * g, 1);
     put_pattern(f, va + 2 * g, 2 * g, 2);
     f->ops->unmap(f->device, va, a);
     f->ops->unmap(f->device, va + 2 * g, b);
-    assert_int_equal(f->ops->map(f->device, va, b), PLLM_OK); /* they change places */
-    assert_int_equal(f->ops->map(f->device, va + 5 * g, a), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va, &b, 1), PLLM_OK); /* they change places */
+    assert_int_equal(f->ops->map(f->device, va + 5 * g, &a, 1), PLLM_OK);
     expect_pattern(f, va, 2 * g, 2);
     expect_pattern(f, va + 5 * g, 2 * g, 1);
     f->ops->unmap(f->device, va, b);
@@ -242,8 +242,8 @@ static void copies_cross_the_border_of_two_chunks(void **state)
     uint64_t g = f->granule;
     pllm_va va = reserve(f, 2 * g);
     pllm_chunk *a = create(f, g), *b = create(f, g);
-    assert_int_equal(f->ops->map(f->device, va, a), PLLM_OK);
-    assert_int_equal(f->ops->map(f->device, va + g, b), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va, &a, 1), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va + g, &b, 1), PLLM_OK);
     put_pattern(f, va + g / 2 + 3, g, 7);
     expect_pattern(f, va + g / 2 + 3, g, 7);
     expect_bytes(f, va, g / 2 + 3, 0);
@@ -252,6 +252,65 @@ static void copies_cross_the_border_of_two_chunks(void **state)
     f->ops->chunk_destroy(f->device, a);
     f->ops->chunk_destroy(f->device, b);
     f->ops->release(f->device, va, 2 * g);
+}
+
+static void a_run_of_chunks_is_mapped_by_one_call(void **state)
+{
+    fixture *f = *state;
+    uint64_t g = f->granule;
+    pllm_va va = reserve(f, 8 * g);
+    pllm_chunk *chunks[3] = {create(f, 2 * g), create(f, g), create(f, 3 * g)};
+    assert_int_equal(f->ops->map(f->device, va + g, chunks, 3), PLLM_OK);
+    expect_bytes(f, va + g, 6 * g, 0);
+    put_pattern(f, va + g, 6 * g, 4);
+    expect_pattern(f, va + g, 6 * g, 4);
+    f->ops->unmap(f->device, va + 3 * g, chunks[1]); /* one at a time, in any order */
+    f->ops->unmap(f->device, va + 4 * g, chunks[2]);
+    f->ops->unmap(f->device, va + g, chunks[0]);
+    pllm_chunk *turned[3] = {chunks[2], chunks[1], chunks[0]};
+    assert_int_equal(f->ops->map(f->device, va, turned, 3), PLLM_OK);
+    unsigned char *host = host_open(f, 6 * g);
+    copy(f, f->stream, PLLM_COPY_OUT, at(host), va, 6 * g);
+    sync_stream(f, f->stream);
+    for (uint64_t i = 0; i < 6 * g; i++) {
+        uint64_t before = i < 3 * g ? i + 3 * g : i < 4 * g ? i - g : i - 4 * g;
+        if (host[i] != pattern(4, before)) fail();
+    }
+    f->ops->host_free(f->device, host, 6 * g);
+    assert_int_equal(f->ops->map(f->device, va, NULL, 0), PLLM_OK); /* none are nothing */
+    f->ops->unmap(f->device, va, chunks[2]);
+    f->ops->unmap(f->device, va + 3 * g, chunks[1]);
+    f->ops->unmap(f->device, va + 4 * g, chunks[0]);
+    for (uint32_t i = 0; i < 3; i++) f->ops->chunk_destroy(f->device, chunks[i]);
+    f->ops->release(f->device, va, 8 * g);
+}
+
+static void a_run_that_does_not_fit_maps_nothing(void **state)
+{
+    fixture *f = *state;
+    uint64_t g = f->granule;
+    pllm_va va = reserve(f, 4 * g), other = reserve(f, g);
+    pllm_chunk *chunks[3] = {create(f, g), create(f, g), create(f, g)}, *in_the_way = create(f, g);
+    pllm_chunk *holed[3] = {chunks[0], NULL, chunks[2]};
+    assert_int_equal(f->ops->map(f->device, va + 2 * g, &in_the_way, 1), PLLM_OK);
+    put_pattern(f, va + 2 * g, g, 3);
+    assert_int_equal(f->ops->map(f->device, va, chunks, 3), PLLM_EINVAL);
+    assert_int_equal(f->ops->map(f->device, va + 3 * g, chunks, 2), PLLM_EINVAL); /* past the end */
+    assert_int_equal(f->ops->map(f->device, va, holed, 3), PLLM_EINVAL);
+    assert_int_equal(f->ops->map(f->device, va, NULL, 1), PLLM_EINVAL);
+    assert_int_equal(f->ops->fill(f->device, f->stream, va, 1, 1), PLLM_EINVAL); /* nothing there */
+    expect_pattern(f, va + 2 * g, g, 3);
+    assert_int_equal(f->ops->map(f->device, va, chunks, 2), PLLM_OK); /* they are free to go */
+    assert_int_equal(f->ops->map(f->device, va + 3 * g, &chunks[2], 1), PLLM_OK);
+    expect_bytes(f, va, 2 * g, 0);
+    f->ops->unmap(f->device, va, chunks[0]);
+    f->ops->unmap(f->device, va + g, chunks[1]);
+    f->ops->unmap(f->device, va + 2 * g, in_the_way);
+    f->ops->unmap(f->device, va + 3 * g, chunks[2]);
+    for (uint32_t i = 0; i < 3; i++) f->ops->chunk_destroy(f->device, chunks[i]);
+    f->ops->chunk_destroy(f->device, in_the_way);
+    f->ops->release(f->device, other, g);
+    f->ops->release(f->device, va, 4 * g);
 }
 
 static void capacity_is_hard_and_comes_back(void **state)
@@ -291,17 +350,17 @@ static void bad_memory_calls_change_nothing(void **state)
     assert_int_equal(f->ops->chunk_create(f->device, g / 2, &chunk), PLLM_EINVAL);
     va = reserve(f, 4 * g);
     pllm_chunk *a = create(f, 2 * g), *b = create(f, 2 * g);
-    assert_int_equal(f->ops->map(f->device, va + g, a), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va + g, &a, 1), PLLM_OK);
     put_pattern(f, va + g, 2 * g, 3);
-    assert_int_equal(f->ops->map(f->device, va + 64, b), PLLM_EINVAL);
-    assert_int_equal(f->ops->map(f->device, va + 3 * g, b), PLLM_EINVAL); /* past the end */
-    assert_int_equal(f->ops->map(f->device, va + 4 * g, b), PLLM_EINVAL);
-    assert_int_equal(f->ops->map(f->device, va + g, b), PLLM_EINVAL); /* mapped already */
-    assert_int_equal(f->ops->map(f->device, va, b), PLLM_EINVAL);     /* half of it is */
-    assert_int_equal(f->ops->map(f->device, va + 2 * g, b), PLLM_EINVAL);
+    assert_int_equal(f->ops->map(f->device, va + 64, &b, 1), PLLM_EINVAL);
+    assert_int_equal(f->ops->map(f->device, va + 3 * g, &b, 1), PLLM_EINVAL); /* past the end */
+    assert_int_equal(f->ops->map(f->device, va + 4 * g, &b, 1), PLLM_EINVAL);
+    assert_int_equal(f->ops->map(f->device, va + g, &b, 1), PLLM_EINVAL); /* mapped already */
+    assert_int_equal(f->ops->map(f->device, va, &b, 1), PLLM_EINVAL);     /* half of it is */
+    assert_int_equal(f->ops->map(f->device, va + 2 * g, &b, 1), PLLM_EINVAL);
     expect_pattern(f, va + g, 2 * g, 3);
     f->ops->unmap(f->device, va + g, a);
-    assert_int_equal(f->ops->map(f->device, va + 2 * g, b), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va + 2 * g, &b, 1), PLLM_OK);
     expect_bytes(f, va + 2 * g, 2 * g, 0);
     f->ops->unmap(f->device, va + 2 * g, b);
     f->ops->chunk_destroy(f->device, a);
@@ -316,12 +375,12 @@ static void exported_chunks_are_the_same_memory(void **state)
     int fd;
     pllm_chunk *imported;
     put_pattern(f, b.va, b.bytes, 5);
-    assert_int_equal(f->ops->chunk_export(f->device, b.chunk, &fd), PLLM_OK);
+    assert_int_equal(f->ops->chunk_export(f->device, b.chunk, 0, &fd), PLLM_OK);
     assert_true(fd >= 0);
-    assert_int_equal(f->ops->chunk_import(f->device, fd, b.bytes, &imported), PLLM_OK);
+    assert_int_equal(f->ops->chunk_import(f->device, fd, b.bytes, 0, &imported), PLLM_OK);
     close(fd); /* import keeps its own hold */
     pllm_va va = reserve(f, b.bytes);
-    assert_int_equal(f->ops->map(f->device, va, imported), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va, &imported, 1), PLLM_OK);
     expect_pattern(f, va, b.bytes, 5);
     put_pattern(f, va, f->granule, 6);
     expect_pattern(f, b.va, f->granule, 6);
@@ -332,28 +391,77 @@ static void exported_chunks_are_the_same_memory(void **state)
     f->ops->release(f->device, va, b.bytes);
 }
 
+static void what_is_imported_for_reading_is_only_read(void **state)
+{
+    fixture *f = *state;
+    uint64_t g = f->granule;
+    block b = block_open(f, 2);
+    int fd, again;
+    pllm_chunk *imported, *writable = create(f, g);
+    put_pattern(f, b.va, b.bytes, 5);
+    assert_int_equal(f->ops->chunk_export(f->device, b.chunk, 1, &fd), PLLM_OK);
+    assert_int_equal(f->ops->chunk_import(f->device, fd, b.bytes, 1, &imported), PLLM_OK);
+    pllm_va va = reserve(f, 3 * g);
+    pllm_chunk *run[2] = {writable, imported}; /* beside what may be written */
+    assert_int_equal(f->ops->map(f->device, va, run, 2), PLLM_OK);
+    expect_pattern(f, va + g, b.bytes, 5);
+    const pllm_copy within = {va + g, b.va, 16}, across = {va + g - 8, b.va, 16};
+    assert_int_equal(f->ops->fill(f->device, f->stream, va + g, 1, 1), PLLM_EPERM);
+    assert_int_equal(f->ops->fill(f->device, f->stream, va, g + 1, 1), PLLM_EPERM);
+    assert_int_equal(f->ops->copy(f->device, f->stream, PLLM_COPY_WITHIN, &within), PLLM_EPERM);
+    assert_int_equal(f->ops->copy(f->device, f->stream, PLLM_COPY_WITHIN, &across), PLLM_EPERM);
+    fill(f, f->stream, va, g, 7);
+    expect_bytes(f, va, g, 7);
+    expect_pattern(f, va + g, b.bytes, 5);
+    if (f->ops->host_view(f->device, va)) { /* the CPU's own memory: the descriptor says so */
+        pllm_chunk *none;
+        assert_int_equal(f->ops->chunk_import(f->device, fd, b.bytes, 0, &none), PLLM_EPERM);
+        assert_null(none);
+        assert_ptr_equal(mmap(NULL, b.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0),
+                         MAP_FAILED);
+        assert_int_equal(f->ops->chunk_export(f->device, imported, 0, &again), PLLM_OK);
+        assert_int_equal(f->ops->chunk_import(f->device, again, b.bytes, 0, &none), PLLM_EPERM);
+        close(again);
+    }
+    close(fd);
+    put_pattern(f, b.va, b.bytes, 6); /* its owner goes on writing */
+    expect_pattern(f, va + g, b.bytes, 6);
+    f->ops->unmap(f->device, va + g, imported);
+    f->ops->chunk_destroy(f->device, imported);
+    pllm_chunk *more = create(f, 2 * g); /* the place forgets what it was */
+    assert_int_equal(f->ops->map(f->device, va + g, &more, 1), PLLM_OK);
+    fill(f, f->stream, va, 3 * g, 8);
+    expect_bytes(f, va, 3 * g, 8);
+    f->ops->unmap(f->device, va + g, more);
+    f->ops->unmap(f->device, va, writable);
+    f->ops->chunk_destroy(f->device, more);
+    f->ops->chunk_destroy(f->device, writable);
+    f->ops->release(f->device, va, 3 * g);
+    block_close(f, &b);
+}
+
 static void only_exported_chunks_are_imported(void **state)
 {
     fixture *f = *state;
     block b = block_open(f, 2);
     int fd, ends[2];
     pllm_chunk *imported;
-    assert_int_equal(f->ops->chunk_export(f->device, b.chunk, &fd), PLLM_OK);
-    assert_true(f->ops->chunk_import(f->device, fd, 4 * f->granule, &imported) < 0);
+    assert_int_equal(f->ops->chunk_export(f->device, b.chunk, 0, &fd), PLLM_OK);
+    assert_true(f->ops->chunk_import(f->device, fd, 4 * f->granule, 0, &imported) < 0);
     assert_null(imported);
-    assert_true(f->ops->chunk_import(f->device, fd, f->granule + 1, &imported) < 0);
-    assert_true(f->ops->chunk_import(f->device, -1, f->granule, &imported) < 0);
+    assert_true(f->ops->chunk_import(f->device, fd, f->granule + 1, 0, &imported) < 0);
+    assert_true(f->ops->chunk_import(f->device, -1, f->granule, 0, &imported) < 0);
     assert_int_equal(pipe(ends), 0);
-    assert_true(f->ops->chunk_import(f->device, ends[0], f->granule, &imported) < 0);
+    assert_true(f->ops->chunk_import(f->device, ends[0], f->granule, 0, &imported) < 0);
     FILE *file = tmpfile(); /* of the right size, but its owner could shrink it under us */
     assert_non_null(file);
     assert_int_equal(ftruncate(fileno(file), (off_t)f->granule), 0);
-    assert_true(f->ops->chunk_import(f->device, fileno(file), f->granule, &imported) < 0);
+    assert_true(f->ops->chunk_import(f->device, fileno(file), f->granule, 0, &imported) < 0);
     assert_null(imported);
     fclose(file);
     int unsealed = memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_int_equal(ftruncate(unsealed, (off_t)f->granule), 0);
-    assert_true(f->ops->chunk_import(f->device, unsealed, f->granule, &imported) < 0);
+    assert_true(f->ops->chunk_import(f->device, unsealed, f->granule, 0, &imported) < 0);
     assert_null(imported);
     close(unsealed);
     close(ends[0]);
@@ -384,13 +492,13 @@ static void many_chunks_hold_their_own_bytes(void **state)
     pllm_chunk *chunks[COUNT];
     for (uint32_t i = 0; i < COUNT; i++) {
         chunks[i] = create(f, g);
-        assert_int_equal(f->ops->map(f->device, va + i * g, chunks[i]), PLLM_OK);
+        assert_int_equal(f->ops->map(f->device, va + i * g, &chunks[i], 1), PLLM_OK);
         fill(f, f->stream, va + i * g, g, (uint8_t)(i + 1));
     }
     sync_stream(f, f->stream);
     for (uint32_t i = 0; i < COUNT; i += 2) f->ops->unmap(f->device, va + i * g, chunks[i]);
     for (uint32_t i = 0; i < COUNT; i += 2) /* back in reverse order */
-        assert_int_equal(f->ops->map(f->device, va + (COUNT - 2 - i) * g, chunks[i]), PLLM_OK);
+        assert_int_equal(f->ops->map(f->device, va + (COUNT - 2 - i) * g, &chunks[i], 1), PLLM_OK);
     for (uint32_t i = 0; i < COUNT; i++)
         expect_bytes(f, va + i * g, g, (uint8_t)((i % 2 ? i : COUNT - 2 - i) + 1));
     for (uint32_t i = 0; i < COUNT; i++) {
@@ -417,7 +525,7 @@ static void *map_and_unmap(void *argument)
             break;
         }
         if (f->ops->chunk_create(f->device, f->granule, &chunk) == PLLM_OK) {
-            self->broke = f->ops->map(f->device, va + f->granule, chunk) < 0;
+            self->broke = f->ops->map(f->device, va + f->granule, &chunk, 1) < 0;
             if (!self->broke) f->ops->unmap(f->device, va + f->granule, chunk);
             f->ops->chunk_destroy(f->device, chunk);
         } else {
@@ -472,7 +580,7 @@ static void a_stale_touch_faults(void **state)
         f->ops->unmap(f->device, b.va, b.chunk);
         assert_true(touch_is_fatal(view));
         assert_true(touch_is_fatal(view + b.bytes - 1));
-        assert_int_equal(f->ops->map(f->device, b.va, b.chunk), PLLM_OK);
+        assert_int_equal(f->ops->map(f->device, b.va, &b.chunk, 1), PLLM_OK);
         assert_int_equal(view[0], 9);
     }
     block_close(f, &b);
@@ -700,6 +808,56 @@ static void each_thread_may_have_its_stream(void **state)
     }
 }
 
+typedef struct calls {
+    unsigned char *host; /* what the work before is to have left there */
+    uint32_t count;
+    uint8_t seen[3];
+} calls;
+
+static void note_call(void *user)
+{
+    calls *c = user;
+    c->seen[c->count++] = c->host[0];
+    c->host[0] = (unsigned char)(100 + c->count); /* later work sees it */
+}
+
+static void calls_come_in_the_streams_order(void **state)
+{
+    fixture *f = *state;
+    block a = block_open(f, 8);
+    unsigned char *host = host_open(f, a.bytes);
+    calls c = {.host = host};
+    pllm_event *event = event_open(f);
+    for (uint8_t i = 0; i < 3; i++) {
+        fill(f, f->stream, a.va, a.bytes, (uint8_t)(i + 1));
+        copy(f, f->stream, PLLM_COPY_OUT, at(host), a.va, a.bytes);
+        assert_int_equal(f->ops->stream_call(f->device, f->stream, note_call, &c), PLLM_OK);
+        copy(f, f->stream, PLLM_COPY_IN, a.va + 4096 + i, at(host), 1);
+    }
+    assert_int_equal(f->ops->event_record(f->device, event, f->stream), PLLM_OK);
+    wait_event(f, event);
+    assert_int_equal(c.count, 3);
+    for (uint8_t i = 0; i < 3; i++) assert_int_equal(c.seen[i], i + 1);
+    expect_bytes(f, a.va + 4096 + 2, 1, 103);
+    f->ops->event_close(f->device, event);
+    f->ops->host_free(f->device, host, a.bytes);
+    block_close(f, &a);
+}
+
+static void closing_waits_for_calls(void **state)
+{
+    fixture *f = *state;
+    unsigned char byte = 9;
+    calls c = {.host = &byte};
+    pllm_stream *stream = stream_open(f);
+    for (uint8_t i = 0; i < 3; i++)
+        assert_int_equal(f->ops->stream_call(f->device, stream, note_call, &c), PLLM_OK);
+    f->ops->stream_close(f->device, stream);
+    assert_int_equal(c.count, 3);
+    assert_int_equal(c.seen[0], 9);
+    assert_int_equal(c.seen[2], 102);
+}
+
 /* ---- movement ---- */
 
 static void batches_move_every_piece(void **state)
@@ -775,7 +933,7 @@ static void bad_movements_are_refused_whole(void **state)
     uint64_t g = f->granule;
     pllm_va va = reserve(f, 4 * g);
     pllm_chunk *chunk = create(f, g);
-    assert_int_equal(f->ops->map(f->device, va + g, chunk), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, va + g, &chunk, 1), PLLM_OK);
     put_pattern(f, va + g, g, 8);
     unsigned char *host = host_open(f, 2 * g);
     const pllm_copy bad[] = {
@@ -828,9 +986,12 @@ int device_conformance_run(const device_conformance *conformance)
         CASE(new_chunks_read_as_zero),
         CASE(contents_follow_the_chunk),
         CASE(copies_cross_the_border_of_two_chunks),
+        CASE(a_run_of_chunks_is_mapped_by_one_call),
+        CASE(a_run_that_does_not_fit_maps_nothing),
         CASE(capacity_is_hard_and_comes_back),
         CASE(bad_memory_calls_change_nothing),
         CASE(exported_chunks_are_the_same_memory),
+        CASE(what_is_imported_for_reading_is_only_read),
         CASE(only_exported_chunks_are_imported),
         CASE(host_memory_is_zeroed),
         CASE(many_chunks_hold_their_own_bytes),
@@ -846,6 +1007,8 @@ int device_conformance_run(const device_conformance *conformance)
         CASE(closing_lets_work_finish),
         CASE(many_streams_run_beside_each_other),
         CASE(each_thread_may_have_its_stream),
+        CASE(calls_come_in_the_streams_order),
+        CASE(closing_waits_for_calls),
         CASE(batches_move_every_piece),
         CASE(large_copies_arrive_whole_at_any_alignment),
         CASE(fills_touch_only_their_range),

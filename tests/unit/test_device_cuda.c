@@ -294,9 +294,9 @@ out_host:
 static int life_of_export(pllm_device *device, pllm_chunk *chunk, uint64_t bytes)
 {
     pllm_chunk *imported;
-    int fd, status = device->ops->chunk_export(device, chunk, &fd);
+    int fd, status = device->ops->chunk_export(device, chunk, 0, &fd);
     if (status < 0) return status;
-    status = device->ops->chunk_import(device, fd, bytes, &imported);
+    status = device->ops->chunk_import(device, fd, bytes, 0, &imported);
     if (status == PLLM_OK) device->ops->chunk_destroy(device, imported);
     close(fd);
     return status;
@@ -322,7 +322,7 @@ static int life(const pllm_context *context)
     status = ops->chunk_create(device, bytes, &chunk);
     if (status < 0) goto out_va;
     status = life_of_export(device, chunk, bytes);
-    if (status == PLLM_OK) status = ops->map(device, va, chunk);
+    if (status == PLLM_OK) status = ops->map(device, va, &chunk, 1);
     if (status < 0) goto out_chunk;
     status = life_of_copies(device, stream, va, bytes);
     if (status == PLLM_OK) status = life_of_kernels(device, stream, va);
@@ -424,7 +424,7 @@ static void a_sticky_error_is_told_once_and_stays(void **state)
     assert_int_equal(ops->event_open(device, &event), PLLM_OK);
     assert_int_equal(ops->reserve(device, MEBI, &va), PLLM_OK);
     assert_int_equal(ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
-    assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
     assert_int_equal(ops->host_alloc(device, MEBI, &host), PLLM_OK);
     fake->fail_call = "cuStreamSynchronize";
     fake->fail_code = CUDA_ILLEGAL_ADDRESS;
@@ -445,9 +445,9 @@ static void a_sticky_error_is_told_once_and_stays(void **state)
         ops->info(device, &info),
         ops->reserve(device, MEBI, &more_va),
         ops->chunk_create(device, MEBI, &more),
-        ops->map(device, va, chunk),
-        ops->chunk_export(device, chunk, &fd),
-        ops->chunk_import(device, 0, MEBI, &more),
+        ops->map(device, va, &chunk, 1),
+        ops->chunk_export(device, chunk, 0, &fd),
+        ops->chunk_import(device, 0, MEBI, 0, &more),
         ops->host_alloc(device, MEBI, &more_host),
         ops->stream_open(device, &(pllm_stream *){NULL}),
         ops->event_open(device, &(pllm_event *){NULL}),
@@ -497,7 +497,7 @@ static void memory_that_is_not_pinned_still_serves(void **state)
     assert_int_equal(ops->stream_open(device, &stream), PLLM_OK);
     assert_int_equal(ops->reserve(device, MEBI, &va), PLLM_OK);
     assert_int_equal(ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
-    assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
     memset(host, 7, 200);
     const pllm_copy in[2] = {{va, at(host), 100}, {va + 100, at(host), 100}};
     const pllm_copy out = {at(host) + MEBI, va, 200};
@@ -521,6 +521,78 @@ static void memory_that_is_not_pinned_still_serves(void **state)
     pllm_context_close(context);
 }
 
+static void access_is_set_once_for_a_run(void **state)
+{
+    (void)state;
+    enum { COUNT = 8 };
+    pllm_device *device = open_fake(NULL);
+    const pllm_device_ops *ops = device->ops;
+    pllm_chunk *chunks[COUNT], *reader;
+    pllm_va va;
+    int fd;
+    assert_int_equal(ops->reserve(device, COUNT * MEBI, &va), PLLM_OK);
+    for (int i = 0; i < COUNT; i++)
+        assert_int_equal(ops->chunk_create(device, MEBI, &chunks[i]), PLLM_OK);
+    uint64_t before = fake->accesses, syncs = fake->syncs;
+    assert_int_equal(ops->map(device, va, chunks, COUNT), PLLM_OK);
+    assert_int_equal(fake->accesses - before, 1);
+    assert_int_equal(fake->syncs - syncs, 1); /* and the new ones are zeroed together */
+    for (uint64_t i = 0; i < COUNT; i++) ops->unmap(device, va + i * MEBI, chunks[i]);
+    assert_int_equal(ops->chunk_export(device, chunks[3], 1, &fd), PLLM_OK);
+    fake->no_read_only = 1; /* such drivers there are: our own checks remain */
+    assert_int_equal(ops->chunk_import(device, fd, MEBI, 1, &reader), PLLM_OK);
+    close(fd);
+    pllm_chunk *own = chunks[3];
+    chunks[3] = reader;
+    before = fake->accesses;
+    assert_int_equal(ops->map(device, va, chunks, COUNT), PLLM_OK);
+    assert_int_equal(fake->accesses - before, 3); /* those before it, it, those after it */
+    pllm_stream *stream;
+    assert_int_equal(ops->stream_open(device, &stream), PLLM_OK);
+    assert_int_equal(ops->fill(device, stream, va + 3 * MEBI, 1, 1), PLLM_EPERM);
+    assert_int_equal(ops->fill(device, stream, va + 4 * MEBI, 1, 1), PLLM_OK);
+    ops->stream_close(device, stream);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        ops->unmap(device, va + i * MEBI, chunks[i]);
+        ops->chunk_destroy(device, chunks[i]);
+    }
+    ops->chunk_destroy(device, own);
+    ops->release(device, va, COUNT * MEBI);
+    pllm_device_close(device);
+}
+
+/* Whichever call of a run the driver refuses, nothing of the run stays. */
+static void a_run_that_breaks_off_is_taken_back(void **state)
+{
+    (void)state;
+    enum { COUNT = 5 };
+    pllm_device *device = open_fake(NULL);
+    const pllm_device_ops *ops = device->ops;
+    pllm_chunk *chunks[COUNT];
+    pllm_va va;
+    assert_int_equal(ops->reserve(device, COUNT * MEBI, &va), PLLM_OK);
+    for (int i = 0; i < COUNT; i++)
+        assert_int_equal(ops->chunk_create(device, MEBI, &chunks[i]), PLLM_OK);
+    int64_t live = fake->live;
+    for (uint64_t n = 0; n < COUNT; n++) {
+        fake->fail_call = "cuMemMap";
+        fake->fail_code = CUDA_OUT_OF_MEMORY;
+        fake->fail_at = n;
+        fake->fail_count = 1;
+        fake->calls = 0;
+        assert_int_equal(ops->map(device, va, chunks, COUNT), PLLM_EDEVICE);
+        assert_int_equal(fake->live, live);
+    }
+    fake->fail_code = 0;
+    assert_int_equal(ops->map(device, va, chunks, COUNT), PLLM_OK);
+    for (uint64_t i = 0; i < COUNT; i++) {
+        ops->unmap(device, va + i * MEBI, chunks[i]);
+        ops->chunk_destroy(device, chunks[i]);
+    }
+    ops->release(device, va, COUNT * MEBI);
+    pllm_device_close(device);
+}
+
 static void memory_that_can_t_be_exported_still_serves(void **state)
 {
     (void)state;
@@ -529,7 +601,7 @@ static void memory_that_can_t_be_exported_still_serves(void **state)
     pllm_chunk *chunk;
     int fd;
     assert_int_equal(device->ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
-    assert_int_equal(device->ops->chunk_export(device, chunk, &fd), PLLM_EUNSUPPORTED);
+    assert_int_equal(device->ops->chunk_export(device, chunk, 0, &fd), PLLM_EUNSUPPORTED);
     assert_int_equal(fd, -1);
     device->ops->chunk_destroy(device, chunk);
     pllm_device_close(device);
@@ -544,11 +616,11 @@ static void an_exported_chunk_was_zeroed_even_if_never_mapped(void **state)
     pllm_va va;
     int fd;
     assert_int_equal(ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
-    assert_int_equal(ops->chunk_export(device, chunk, &fd), PLLM_OK);
-    assert_int_equal(ops->chunk_import(device, fd, MEBI, &imported), PLLM_OK);
+    assert_int_equal(ops->chunk_export(device, chunk, 0, &fd), PLLM_OK);
+    assert_int_equal(ops->chunk_import(device, fd, MEBI, 0, &imported), PLLM_OK);
     close(fd);
     assert_int_equal(ops->reserve(device, MEBI, &va), PLLM_OK);
-    assert_int_equal(ops->map(device, va, imported), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &imported, 1), PLLM_OK);
     const unsigned char *bytes = (const unsigned char *)(uintptr_t)va; /* the fake's memory */
     for (uint64_t i = 0; i < MEBI; i += 97) assert_int_equal(bytes[i], 0);
     ops->unmap(device, va, imported);
@@ -576,7 +648,7 @@ static void a_batch_that_breaks_off_fails_as_its_work(void **state)
     assert_int_equal(ops->event_open(device, &event), PLLM_OK);
     assert_int_equal(ops->reserve(device, MEBI, &va), PLLM_OK);
     assert_int_equal(ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
-    assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+    assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
     for (uint64_t i = 0; i < COUNT; i++) copies[i] = (pllm_copy){va + i * 64, va + MEBI / 2, 64};
     fake->fail_call = "cuMemcpyBatchAsync";
     fake->fail_code = CUDA_INVALID_VALUE;
@@ -650,8 +722,8 @@ static void a_failed_map_leaves_the_place_free(void **state)
         fake->fail_call = calls[i];
         fake->fail_code = i % 2 ? CUDA_OUT_OF_MEMORY : CUDA_INVALID_VALUE;
         fake->calls = 0;
-        assert_int_equal(ops->map(device, va, chunk), PLLM_EDEVICE);
-        assert_int_equal(ops->map(device, va, chunk), PLLM_OK);
+        assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_EDEVICE);
+        assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
         ops->unmap(device, va, chunk);
         ops->chunk_destroy(device, chunk);
     }
@@ -738,6 +810,8 @@ int main(void)
         CASE(every_allocation_may_fail),
         CASE(a_sticky_error_is_told_once_and_stays),
         CASE(memory_that_is_not_pinned_still_serves),
+        CASE(access_is_set_once_for_a_run),
+        CASE(a_run_that_breaks_off_is_taken_back),
         CASE(memory_that_can_t_be_exported_still_serves),
         CASE(an_exported_chunk_was_zeroed_even_if_never_mapped),
         CASE(a_batch_that_breaks_off_fails_as_its_work),

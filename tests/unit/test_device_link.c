@@ -35,7 +35,7 @@ static void open_fixture(fixture *f, double bytes_per_second, uint64_t latency_n
     assert_int_equal(f->ops->event_open(f->device, &f->event_b), PLLM_OK);
     assert_int_equal(f->ops->reserve(f->device, 4 * MEBI, &f->va), PLLM_OK);
     assert_int_equal(f->ops->chunk_create(f->device, 4 * MEBI, &f->chunk), PLLM_OK);
-    assert_int_equal(f->ops->map(f->device, f->va, f->chunk), PLLM_OK);
+    assert_int_equal(f->ops->map(f->device, f->va, &f->chunk, 1), PLLM_OK);
     assert_int_equal(f->ops->host_alloc(f->device, 4 * MEBI, &f->host), PLLM_OK);
     assert_int_equal(f->ops->fill(f->device, f->a, f->va, 4 * MEBI, 1), PLLM_OK); /* touch it */
     assert_int_equal(f->ops->stream_sync(f->device, f->a), PLLM_OK);
