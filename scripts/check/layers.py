@@ -15,7 +15,7 @@ LAYERS = (
     ("device",),
     ("vmm", "kernels"),
     ("tier",),
-    ("pager", "model"),
+    ("pager", "model", "store"),
     ("engine",),
     ("cli",),
 )
