@@ -73,6 +73,7 @@ static void cuda_close(pllm_device *device)
     cuda->driver.context_set_current(NULL);
     cuda->driver.context_release(cuda->ordinal);
     cuda_nvml_close(&cuda->nvml);
+    pthread_mutex_destroy(&cuda->ipc_lock);
     pthread_mutex_destroy(&cuda->lock);
     pllm_ranges_deinit(&cuda->ranges);
     cuda_driver_close(&cuda->driver);
@@ -329,8 +330,15 @@ int pllm_device_open_cuda(const pllm_context *context, const pllm_cuda_device_op
         status = pllm_fail(PLLM_ENOMEM, code, "could not make a lock for the device");
         goto fail_stream;
     }
+    code = pthread_mutex_init(&cuda->ipc_lock, NULL);
+    if (code) {
+        status = pllm_fail(PLLM_ENOMEM, code, "could not make a lock for the device");
+        goto fail_lock;
+    }
     *device_out = &cuda->base;
     return PLLM_OK;
+fail_lock:
+    pthread_mutex_destroy(&cuda->lock);
 fail_stream:
     CUDA_NOTE(cuda, stream_destroy, cuda->zeroing);
 fail_context:

@@ -19,6 +19,13 @@
 #include "device/cuda_driver.h"
 #include "device/ranges.h"
 
+typedef struct cuda_opened { /* another process's allocation */
+    struct cuda_opened *next;
+    cuda_ipc_handle handle;
+    uint64_t va, bytes;
+    uint32_t count; /* of opens not yet closed */
+} cuda_opened;
+
 typedef struct cuda_device {
     pllm_device base;
     cuda_driver driver;
@@ -32,7 +39,9 @@ typedef struct cuda_device {
     uint64_t granularity_bytes, chunk_bytes, capacity_bytes;
     pthread_mutex_t lock; /* ranges, used_bytes */
     pllm_ranges ranges;
-    uint64_t used_bytes;             /* of chunks created here */
+    uint64_t used_bytes;      /* of chunks created here */
+    pthread_mutex_t ipc_lock; /* opened; before lock */
+    cuda_opened *opened;
     _Atomic uint32_t dead;           /* 0, or the first sticky error: call << 16 | code */
     _Atomic uint32_t exportable;     /* chunks are made so that they can be exported */
     _Atomic uint32_t no_read_only;   /* the driver refused access for reading only */

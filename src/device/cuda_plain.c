@@ -4,10 +4,9 @@
  *   another one      opened             [ base' ....... base' + offset )
  *
  * Each allocation, and each opened one, is a range that is mapped whole, so that copies and fills
- * are checked as everywhere. The driver returns the same address when a handle is opened again and
- * counts; so do we (opened_count). No lock is held over its calls, which may take long: a range is
- * entered after the driver has counted and goes before the driver is told, so that at every moment
- * our count is at most the driver's, and no address that it has given anew is still ours. */
+ * are checked as everywhere. Opened ones are counted here, by handle: some drivers count a second
+ * open of a handle, others refuse it (CUDA_ERROR_ALREADY_MAPPED). Opening and closing in the driver
+ * may take long, so they have a lock of their own, and copies don't wait for them. */
 #include <string.h>
 #include "device/cuda_internal.h"
 
@@ -100,22 +99,31 @@ int pllm_cuda_ipc_export(pllm_device *device, pllm_va va, uint8_t handle[PLLM_CU
     return PLLM_OK;
 }
 
-/* What the driver opened at va becomes a range, or is counted once more. */
-static int opened_note(cuda_device *cuda, uint64_t va, uint64_t *bytes_out)
+/* Opens a handle that is not open yet; under ipc_lock. */
+static int handle_open(cuda_device *cuda, cuda_opened *opened)
 {
-    size_t bytes = 0;
     uint64_t base;
-    int status = CUDA_DO(cuda, plain_range, &base, &bytes, va);
+    size_t bytes;
+    int code = cuda->driver.ipc_open(&opened->va, opened->handle, CUDA_IPC_LAZY_PEER);
+    if (code != CUDA_OK && code != CUDA_OUT_OF_MEMORY && !cuda_error_sticks(code))
+        return pllm_fail(PLLM_EINVAL, code,
+                         "the driver opens no memory by this IPC handle (CUDA error %d): it is "
+                         "gone, of another GPU, or this process's own",
+                         code);
+    int status = cuda_check(cuda, CUDA_CALL_ipc_open, code);
+    if (status == PLLM_ENODEVMEM)
+        return pllm_fail(PLLM_EDEVICE, CUDA_OUT_OF_MEMORY,
+                         "%s has no memory left to map another process's", cuda->name);
     if (status < 0) return status;
+    status = CUDA_DO(cuda, plain_range, &base, &bytes, opened->va);
+    if (status < 0) goto fail_open;
+    opened->bytes = bytes;
     pthread_mutex_lock(&cuda->lock);
-    pllm_range *range = pllm_ranges_find(&cuda->ranges, va, 1);
-    if (!range) {
-        status = pllm_ranges_add_mapped(&cuda->ranges, va, bytes);
-        if (status == PLLM_OK) range = pllm_ranges_find(&cuda->ranges, va, 1);
-    }
-    if (range) range->opened_count++;
+    status = pllm_ranges_add_mapped(&cuda->ranges, opened->va, bytes);
     pthread_mutex_unlock(&cuda->lock);
-    *bytes_out = bytes;
+    if (status == PLLM_OK) return PLLM_OK;
+fail_open:
+    CUDA_NOTE(cuda, ipc_close, opened->va);
     return status;
 }
 
@@ -123,46 +131,54 @@ int pllm_cuda_ipc_open(pllm_device *device, const uint8_t handle[PLLM_CUDA_IPC_B
                        pllm_va *va_out, uint64_t *bytes_out)
 {
     cuda_device *cuda;
-    cuda_ipc_handle given;
-    uint64_t va, bytes = 0;
     *va_out = 0;
     if (bytes_out) *bytes_out = 0;
     int status = cuda_unwrap(device, NULL, "ipc_open", &cuda);
     if (status == PLLM_OK) status = cuda_enter(cuda);
     if (status < 0) return status;
-    memcpy(given.bytes, handle, sizeof given.bytes);
-    int code = cuda->driver.ipc_open(&va, given, CUDA_IPC_LAZY_PEER);
-    if (code != CUDA_OK && code != CUDA_OUT_OF_MEMORY && !cuda_error_sticks(code))
-        return pllm_fail(PLLM_EINVAL, code,
-                         "the driver opens no memory by this IPC handle (CUDA error %d): it is "
-                         "gone, of another GPU, or this process's own",
-                         code);
-    status = cuda_check(cuda, CUDA_CALL_ipc_open, code);
-    if (status == PLLM_ENODEVMEM)
-        return pllm_fail(PLLM_EDEVICE, CUDA_OUT_OF_MEMORY,
-                         "%s has no memory left to map another process's", cuda->name);
-    if (status < 0) return status;
-    status = opened_note(cuda, va, &bytes);
-    if (status < 0) {
-        CUDA_NOTE(cuda, ipc_close, va);
-        return status;
+    pthread_mutex_lock(&cuda->ipc_lock);
+    cuda_opened *opened = cuda->opened;
+    while (opened && memcmp(&opened->handle, handle, PLLM_CUDA_IPC_BYTES) != 0)
+        opened = opened->next;
+    if (!opened) {
+        opened = pllm_alloc(cuda->base.context, sizeof *opened);
+        if (!opened) {
+            status = pllm_fail_memory("an opened IPC handle", sizeof *opened);
+            goto out;
+        }
+        memcpy(&opened->handle, handle, PLLM_CUDA_IPC_BYTES);
+        status = handle_open(cuda, opened);
+        if (status < 0) {
+            pllm_free(cuda->base.context, opened);
+            goto out;
+        }
+        opened->next = cuda->opened;
+        cuda->opened = opened;
     }
-    *va_out = va;
-    if (bytes_out) *bytes_out = bytes;
-    return PLLM_OK;
+    opened->count++;
+    *va_out = opened->va;
+    if (bytes_out) *bytes_out = opened->bytes;
+out:
+    pthread_mutex_unlock(&cuda->ipc_lock);
+    return status;
 }
 
 void pllm_cuda_ipc_close(pllm_device *device, pllm_va va)
 {
     cuda_device *cuda;
     if (!va || cuda_unwrap(device, NULL, NULL, &cuda) < 0) return;
-    pthread_mutex_lock(&cuda->lock);
-    pllm_range *range = pllm_ranges_find(&cuda->ranges, va, 1);
-    int ours = range && range->va == va && range->opened_count > 0;
-    if (ours && --range->opened_count == 0)
-        pllm_ranges_remove_mapped(&cuda->ranges, va, range->bytes);
-    pthread_mutex_unlock(&cuda->lock);
-    if (!ours) return;
-    CUDA_NOTE(cuda, context_set_current, cuda->context);
-    CUDA_NOTE(cuda, ipc_close, va);
+    pthread_mutex_lock(&cuda->ipc_lock);
+    cuda_opened **link = &cuda->opened;
+    while (*link && (*link)->va != va) link = &(*link)->next;
+    cuda_opened *opened = *link;
+    if (opened && --opened->count == 0) {
+        *link = opened->next;
+        pthread_mutex_lock(&cuda->lock);
+        pllm_ranges_remove_mapped(&cuda->ranges, va, opened->bytes);
+        pthread_mutex_unlock(&cuda->lock);
+        CUDA_NOTE(cuda, context_set_current, cuda->context);
+        CUDA_NOTE(cuda, ipc_close, va);
+        pllm_free(cuda->base.context, opened);
+    }
+    pthread_mutex_unlock(&cuda->ipc_lock);
 }

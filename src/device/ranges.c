@@ -109,7 +109,7 @@ int pllm_ranges_add(pllm_ranges *ranges, pllm_va va, uint64_t bytes, uint64_t *m
     uint32_t at = range_index(ranges, va);
     memmove(ranges->items + at + 1, ranges->items + at,
             sizeof *ranges->items * (ranges->count - at));
-    ranges->items[at] = (pllm_range){va, bytes, mapped, NULL, 0};
+    ranges->items[at] = (pllm_range){va, bytes, mapped, NULL};
     ranges->count++;
     return PLLM_OK;
 }

@@ -15,9 +15,8 @@
 typedef struct pllm_range { /* one reservation */
     pllm_va va;
     uint64_t bytes;
-    uint64_t *mapped;      /* a bit a granule */
-    uint64_t *read_only;   /* likewise: mapped for reading; NULL until something is */
-    uint32_t opened_count; /* of memory that another process allocated: how often it was opened */
+    uint64_t *mapped;    /* a bit a granule */
+    uint64_t *read_only; /* likewise: mapped for reading; NULL until something is */
 } pllm_range;
 
 typedef struct pllm_ranges {

@@ -379,13 +379,10 @@ static int plain_leave(uint64_t va, int opened)
 {
     pthread_mutex_lock(&lock);
     plain *p = plain_of(va);
-    if (!p || (uint64_t)(uintptr_t)p->start != va || (p->opened > 0) != opened) abort();
-    if (p->opened <= 1) {
-        shmdt(p->start);
-        if (!opened) atomic_fetch_sub(&state.created_bytes, p->bytes);
-        p->start = NULL;
-    }
-    p->opened--;
+    if (!p || (uint64_t)(uintptr_t)p->start != va || p->opened != opened) abort();
+    shmdt(p->start);
+    if (!opened) atomic_fetch_sub(&state.created_bytes, p->bytes);
+    p->start = NULL;
     pthread_mutex_unlock(&lock);
     count(-1);
     return CUDA_OK;
@@ -445,11 +442,8 @@ static int fake_ipc_open(uint64_t *va, cuda_ipc_handle handle, uint32_t flags)
     pthread_mutex_lock(&lock);
     for (uint32_t i = 0; i < PLAIN_MAX; i++)
         if (plains[i].start && plains[i].opened && plains[i].segment == t.segment) {
-            plains[i].opened++;
-            *va = (uint64_t)(uintptr_t)plains[i].start;
             pthread_mutex_unlock(&lock);
-            count(1);
-            return CUDA_OK;
+            return 208; /* CUDA_ERROR_ALREADY_MAPPED: others count */
         }
     pthread_mutex_unlock(&lock);
     plain p = {.segment = t.segment, .opened = 1};
