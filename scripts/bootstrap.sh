@@ -35,6 +35,7 @@ need_build() {
     need libpcre2-dev module libpcre2-8
     need libutf8proc-dev module libutf8proc
     need libjansson-dev module jansson
+    need libhiredis-dev module hiredis
     need libnuma-dev includes numa.h
 }
 need_model() {
@@ -46,6 +47,8 @@ need_model() {
 need_test() {
     need libcmocka-dev module cmocka
     need g++ has c++
+    need redis-server has redis-server
+    need redis-tools has redis-cli
 }
 case "${1:-}" in
 build) need_build ;;
