@@ -105,8 +105,7 @@ typedef struct pllm_wire_info { /* a tensor as STAT and LIST show it */
 } pllm_wire_info;
 
 typedef struct pllm_wire_layout {
-    uint32_t piece_count; /* 0: nothing comes with the answer (kept, or legacy) */
-    uint32_t fds_sent;    /* 1: one descriptor a piece comes with it */
+    uint32_t piece_count; /* one descriptor each comes with it. 0: kept, legacy, or STAT */
     uint64_t offset;      /* of the tensor in its first piece, or in its legacy allocation */
     uint32_t legacy;      /* 1: handle is set */
     uint8_t handle[PLLM_WIRE_HANDLE_BYTES];
@@ -194,16 +193,24 @@ void pllm_wire_info_of(const pllm_store_record *record, pllm_wire_info *info_out
 /* The default path of the socket: $XDG_RUNTIME_DIR/pagedllm/store.sock, else
  * /tmp/pagedllm-UID/store.sock. ELIMIT: longer than a socket's name may be. */
 int pllm_wire_default_path(char *path, size_t path_bytes);
-/* A connected socket (close on exec). timeout_ms also bounds later sends and receives; 0: none.
- * Errors: EINVAL (path), EIO (nobody listens: native holds errno), EPERM. */
+/* A connected socket (close on exec). path NULL: the default one, where the daemon must then be
+ * this user's or root's. timeout_ms also bounds later sends and receives; 0: none. Errors: EINVAL
+ * (path), EIO (nobody listens: native holds errno), EPERM. */
 int pllm_wire_connect(const char *path, uint32_t timeout_ms, int *fd_out);
+/* Fills the address; EINVAL: too long. */
+struct sockaddr_un;
+int pllm_wire_address(const char *path, struct sockaddr_un *address_out);
+/* Who is at the other end, from the kernel. Errors: EIO. */
+int pllm_wire_peer(int fd, pllm_store_peer *peer_out);
+/* Start time of a process that lives, in the kernel's ticks; ENOTFOUND (bare): there is none. */
+int pllm_wire_process_start(uint32_t pid, uint64_t *start_out);
 /* One packet with its descriptors. dont_wait: EBUSY (bare) where the socket is full.
  * Errors: EIO, ETIMEDOUT. */
 int pllm_wire_send(int fd, const void *packet, size_t bytes, const int *fds, uint32_t fd_count,
                    int dont_wait);
 /* One packet: its bytes in *bytes_out (0: the other side has gone), its descriptors, close on exec,
- * in fds. Errors: EBUSY (bare; dont_wait and nothing there), ELIMIT (packet or descriptors cut:
- * those that came are closed), EIO, ETIMEDOUT. */
+ * in fds, which are the caller's to close. Errors: EBUSY (bare; dont_wait and nothing there),
+ * ELIMIT (packet or descriptors cut: those that came are closed), EIO, ETIMEDOUT. */
 int pllm_wire_receive(int fd, void *packet, size_t packet_bytes, size_t *bytes_out, int *fds,
                       uint32_t fd_max, uint32_t *fd_count_out, int dont_wait);
 
