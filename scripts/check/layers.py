@@ -16,7 +16,7 @@ LAYERS = (
     ("vmm", "kernels"),
     ("tier",),
     ("pager", "model", "store"),
-    ("engine",),
+    ("engine", "redis"),
     ("cli",),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

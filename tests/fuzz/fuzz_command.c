@@ -2,7 +2,7 @@
 #include <jansson.h>
 #include <string.h>
 #include "fuzz.h"
-#include "store/command.h"
+#include "redis/command.h"
 
 int fuzz_parses(const uint8_t *data, size_t size)
 {

@@ -1,11 +1,11 @@
-/* redis_private.h - a redis-server of one's own, on a unix socket in a folder that only its owner
+/* private.h - a redis-server of one's own, on a unix socket in a folder that only its owner
  * can enter. It listens on no port, writes nothing to disk, and ends with the process that started
  * it, however that ends.
  *
  * Threads: one at a time; the thread that opens one must outlive it (the kernel ends the server
  * with its parent thread). */
-#ifndef PLLM_STORE_REDIS_PRIVATE_H
-#define PLLM_STORE_REDIS_PRIVATE_H
+#ifndef PLLM_REDIS_PRIVATE_H
+#define PLLM_REDIS_PRIVATE_H
 
 #include "base/context.h"
 

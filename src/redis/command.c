@@ -3,7 +3,7 @@
 #include <jansson.h>
 #include <string.h>
 #include "base/context.h"
-#include "store/command.h"
+#include "redis/command.h"
 
 static int copy_text(const json_t *value, const char *key, char *to, size_t to_bytes)
 {

@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "store/redis_private.h"
+#include "redis/private.h"
 
 static char folder[64];
 

@@ -1,4 +1,4 @@
-/* redis_private.c - starting and ending a redis-server (redis_private.h).
+/* private.c - starting and ending a redis-server (private.h).
  *
  * The child asks the kernel to be killed with its parent before it becomes redis-server, and then
  * looks whether the parent is still there, since it may have died in between. */
@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "base/clock.h"
-#include "store/redis_private.h"
+#include "redis/private.h"
 
 struct pllm_redis_private {
     const pllm_context *context;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include <jansson.h>
-#include "store/command.h"
+#include "redis/command.h"
 
 static int parse(const char *text, pllm_command *command)
 {

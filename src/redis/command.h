@@ -11,8 +11,8 @@
  * what a device or a lease means is for the daemon to say.
  *
  * Threads: pure functions. */
-#ifndef PLLM_STORE_COMMAND_H
-#define PLLM_STORE_COMMAND_H
+#ifndef PLLM_REDIS_COMMAND_H
+#define PLLM_REDIS_COMMAND_H
 
 #include "store/registry.h"
 
