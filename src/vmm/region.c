@@ -4,24 +4,30 @@
  *   state  MAPPED  EMPTY  FENCED  MAPPED   EMPTY          chunk[page] where not EMPTY
  *   kept   [ chunk, chunk, ... ]                          charged, mapped nowhere
  *   fenced [ 2, ... ]                                     pages that wait for fence[page]
+ *   zeros  one chunk, mapped for reading at every EMPTY page whose flag says BEHIND
  *
  * Creating a chunk and touching it for the first time cost far more than mapping one, so chunks
- * that are unmapped wait in kept for the next map.
+ * that are unmapped wait in kept for the next map. A run of neighbours is mapped by one call of the
+ * device.
  *
- * Map is all or nothing: the whole charge is taken first, then each EMPTY page gets a chunk and is
- * MAPPING, then runs of those are mapped, one call each; a failure takes exactly those back,
- * returns as many chunks to kept as came from there and destroys the rest. Nothing but open
- * allocates host memory here.
+ * Map is all or nothing, in three steps. begin takes the whole charge, gives pages chunks from kept
+ * (state MOVING) and marks the rest (CREATING). run creates, maps and zeroes; if that fails it
+ * unmaps and destroys what it made. end makes the pages MAPPED, or EMPTY again, their chunks back
+ * to kept. Nothing but open allocates host memory here.
  *
- * Invariants (pllm_region_check): 1. A page has a chunk unless it is EMPTY. 2. mapped_count and
- * fenced_count match the states; fenced lists each FENCED page once. 3. The member's charge is
- * (mapped + fenced + kept) * chunk_bytes. 4. No page is MAPPING between calls.
- * Threads: one caller at a time. */
+ * Invariants (pllm_region_check): 1. A page has a chunk if it is MAPPED or FENCED, and none if it
+ * is EMPTY. 2. mapped_count, moving_count and fenced_count match the states; fenced lists each
+ * FENCED page once. 3. The member's charge is (mapped + moving + fenced + kept) * chunk_bytes, and
+ * one more for the zeros. 4. Only EMPTY pages are BEHIND, only those with a chunk EXPORTED.
+ * Threads: one caller at a time; run touches only pages of its work, and what open has fixed. */
 #include <assert.h>
 #include <string.h>
+#include <unistd.h>
 #include "vmm/region.h"
 
-enum { PAGE_EMPTY, PAGE_MAPPED, PAGE_FENCED, PAGE_MAPPING };
+enum { PAGE_EMPTY, PAGE_MAPPED, PAGE_FENCED, PAGE_MOVING, PAGE_CREATING };
+enum { FLAG_BEHIND = 1, FLAG_EXPORTED = 2 };
+enum { BEHIND_RUN = 64 }; /* places of the zeros that one call maps */
 
 struct pllm_region {
     const pllm_context *context;
@@ -29,15 +35,15 @@ struct pllm_region {
     pllm_budget_member *member;
     pllm_va base;
     uint64_t chunk_bytes;
-    uint32_t page_max, kept_max, kept_count, mapped_count, fenced_count;
+    uint32_t page_max, kept_max, kept_count, mapped_count, moving_count, fenced_count;
     uint32_t zero_on_reuse;
-    uint8_t *state;       /* [page_max] */
-    pllm_chunk **chunk;   /* [page_max] */
-    pllm_event **fence;   /* [page_max], borrowed, of FENCED pages */
-    uint32_t *fenced;     /* [page_max] */
-    pllm_chunk **kept;    /* [kept_max], the newest last */
-    uint8_t *reused;      /* [page_max], during a map with zero_on_reuse: came from kept */
-    pllm_stream *zeroing; /* with zero_on_reuse: the stream that fills */
+    uint8_t *state, *flags;         /* [page_max] */
+    pllm_chunk **chunk;             /* [page_max] */
+    pllm_event **fence;             /* [page_max], borrowed, of FENCED pages */
+    uint32_t *fenced;               /* [page_max] */
+    pllm_chunk **kept;              /* [kept_max], the newest last */
+    pllm_stream *zeroing;           /* with zero_on_reuse: the stream that fills */
+    pllm_chunk *zeros, *zeros_seen; /* with zero_behind: the chunk, and itself imported read-only */
     pllm_region_stats stats;
 };
 
@@ -57,7 +63,7 @@ static void region_free(pllm_region *region)
     pllm_free(region->context, region->fence);
     pllm_free(region->context, region->fenced);
     pllm_free(region->context, region->kept);
-    pllm_free(region->context, region->reused);
+    pllm_free(region->context, region->flags);
     pllm_free(region->context, region);
 }
 
@@ -71,12 +77,83 @@ static int region_arrays(pllm_region *region)
     region->fenced = pllm_alloc_array(context, page_max, sizeof *region->fenced);
     if (region->kept_max)
         region->kept = pllm_alloc_array(context, region->kept_max, sizeof *region->kept);
-    if (region->zero_on_reuse) region->reused = pllm_alloc(context, page_max);
-    if (region->state && region->chunk && region->fence && region->fenced &&
-        (region->kept || !region->kept_max) && (region->reused || !region->zero_on_reuse))
+    region->flags = pllm_alloc(context, page_max);
+    if (region->state && region->flags && region->chunk && region->fence && region->fenced &&
+        (region->kept || !region->kept_max))
         return PLLM_OK;
     return pllm_fail_memory("a region's page arrays", (uint64_t)page_max * 22);
 }
+
+static pllm_va page_va(const pllm_region *region, uint32_t page)
+{
+    return region->base + page * region->chunk_bytes;
+}
+
+/* ---- zeros behind pages that are not backed ---- */
+
+/* At every EMPTY page of the range; where the device refuses there is nothing, as without zeros. */
+static int behind_put(pllm_region *region, uint32_t page_first, uint32_t page_end)
+{
+    if (!region->zeros) return PLLM_OK;
+    pllm_chunk *run[BEHIND_RUN];
+    for (uint32_t i = 0; i < BEHIND_RUN; i++) run[i] = region->zeros_seen;
+    for (uint32_t page = page_first, end; page < page_end; page = end) {
+        for (end = page; end < page_end && end - page < BEHIND_RUN; end++)
+            if (region->state[end] != PAGE_EMPTY || region->flags[end] & FLAG_BEHIND) break;
+        if (end == page) {
+            end++;
+            continue;
+        }
+        pllm_device *device = region->device;
+        int status = device->ops->map(device, page_va(region, page), run, end - page);
+        if (status < 0) return status;
+        for (uint32_t at = page; at < end; at++) region->flags[at] |= FLAG_BEHIND;
+    }
+    return PLLM_OK;
+}
+
+static void behind_take(pllm_region *region, uint32_t page)
+{
+    if (!(region->flags[page] & FLAG_BEHIND)) return;
+    region->device->ops->unmap(region->device, page_va(region, page), region->zeros_seen);
+    region->flags[page] &= (uint8_t)~FLAG_BEHIND;
+}
+
+static void behind_close(pllm_region *region)
+{
+    if (!region->zeros) return;
+    for (uint32_t page = 0; page < region->page_max; page++) behind_take(region, page);
+    region->device->ops->chunk_destroy(region->device, region->zeros_seen);
+    region->device->ops->chunk_destroy(region->device, region->zeros);
+    pllm_budget_credit(region->member, region->chunk_bytes);
+    region->zeros = NULL;
+}
+
+/* One chunk, charged; the places see it as another process would that may only read. */
+static int behind_open(pllm_region *region)
+{
+    pllm_device *device = region->device;
+    int fd, status = pllm_budget_charge(region->member, region->chunk_bytes);
+    if (status < 0) return status;
+    status = device->ops->chunk_create(device, region->chunk_bytes, &region->zeros);
+    if (status < 0) goto fail_charge;
+    status = device->ops->chunk_export(device, region->zeros, 1, &fd);
+    if (status < 0) goto fail_zeros;
+    status = device->ops->chunk_import(device, fd, region->chunk_bytes, 1, &region->zeros_seen);
+    close(fd);
+    if (status < 0) goto fail_zeros;
+    status = behind_put(region, 0, region->page_max);
+    if (status < 0) behind_close(region);
+    return status;
+fail_zeros:
+    device->ops->chunk_destroy(device, region->zeros);
+    region->zeros = NULL;
+fail_charge:
+    pllm_budget_credit(region->member, region->chunk_bytes);
+    return status;
+}
+
+/* ---- life ---- */
 
 static int check_options(const pllm_region_options *options)
 {
@@ -120,8 +197,12 @@ int pllm_region_open(const pllm_context *context, pllm_device *device, pllm_budg
     if (status < 0) goto fail_region;
     status = device->ops->reserve(device, bytes, &region->base);
     if (status < 0) goto fail_stream;
+    if (options->zero_behind) status = behind_open(region);
+    if (status < 0) goto fail_base;
     *region_out = region;
     return PLLM_OK;
+fail_base:
+    device->ops->release(device, region->base, bytes);
 fail_stream:
     device->ops->stream_close(device, region->zeroing);
 fail_region:
@@ -129,15 +210,18 @@ fail_region:
     return status;
 }
 
-static pllm_va page_va(const pllm_region *region, uint32_t page)
-{
-    return region->base + page * region->chunk_bytes;
-}
-
 static void chunk_discard(pllm_region *region, pllm_chunk *chunk)
 {
     region->device->ops->chunk_destroy(region->device, chunk);
     pllm_budget_credit(region->member, region->chunk_bytes);
+}
+
+static void chunk_keep(pllm_region *region, pllm_chunk *chunk)
+{
+    if (region->kept_count < region->kept_max)
+        region->kept[region->kept_count++] = chunk;
+    else
+        chunk_discard(region, chunk);
 }
 
 /* Takes a page's backing out of the address range; the caller says what becomes of the chunk. */
@@ -153,11 +237,13 @@ static pllm_chunk *page_detach(pllm_region *region, uint32_t page)
 
 static void page_unmap(pllm_region *region, uint32_t page)
 {
+    uint8_t exported = region->flags[page] & FLAG_EXPORTED;
     pllm_chunk *chunk = page_detach(region, page);
-    if (region->kept_count < region->kept_max)
-        region->kept[region->kept_count++] = chunk;
-    else
+    region->flags[page] = 0;
+    if (exported)
         chunk_discard(region, chunk);
+    else
+        chunk_keep(region, chunk);
 }
 
 /* ---- mapping ---- */
@@ -170,50 +256,96 @@ static int check_pages(const pllm_region *region, uint32_t page_first, uint32_t 
                      (unsigned long long)page_first + page_count, region->page_max);
 }
 
-/* Gives one EMPTY page a chunk; *kept_used counts those that came from kept. */
-static int page_attach(pllm_region *region, uint32_t page, uint32_t *kept_used)
+static int is_moving(const pllm_region *region, uint32_t page)
 {
-    pllm_device *device = region->device;
-    int from_kept = region->kept_count > 0;
-    if (from_kept) {
-        region->chunk[page] = region->kept[--region->kept_count];
-        ++*kept_used;
-    } else {
-        int status = device->ops->chunk_create(device, region->chunk_bytes, &region->chunk[page]);
-        if (status < 0) return status;
+    return region->state[page] == PAGE_MOVING || region->state[page] == PAGE_CREATING;
+}
+
+static uint32_t count_state(const pllm_region *region, const pllm_region_work *work, int state)
+{
+    uint32_t count = 0;
+    for (uint32_t page = work->page_first; page < work->page_end; page++)
+        count += region->state[page] == state;
+    return count;
+}
+
+int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                          pllm_region_work *work_out)
+{
+    int status = check_pages(region, page_first, page_count);
+    if (status < 0) return status;
+    pllm_region_work work = {.page_first = page_first, .page_end = page_first + page_count};
+    region->stats.map_calls++;
+    if (count_state(region, &work, PAGE_FENCED)) {
+        pllm_region_settle(region);
+        if (count_state(region, &work, PAGE_FENCED))
+            return pllm_fail(PLLM_EBUSY, 0, "a page of %u to %u still waits for its fence",
+                             page_first, work.page_end);
     }
-    if (region->reused) region->reused[page] = (uint8_t)from_kept;
-    region->state[page] = PAGE_MAPPING;
+    work.moving_count = count_state(region, &work, PAGE_EMPTY);
+    if (work.moving_count > region->kept_count)
+        work.created_count = work.moving_count - region->kept_count;
+    status = pllm_budget_charge(region->member, work.created_count * region->chunk_bytes);
+    if (status < 0) return status;
+    for (uint32_t page = page_first; page < work.page_end; page++) {
+        if (region->state[page] != PAGE_EMPTY) continue;
+        region->state[page] = region->kept_count ? PAGE_MOVING : PAGE_CREATING;
+        if (region->kept_count) region->chunk[page] = region->kept[--region->kept_count];
+    }
+    region->moving_count += work.moving_count;
+    *work_out = work;
     return PLLM_OK;
 }
 
-/* Maps the MAPPING pages, a call a run; *mapped_end: all of them before it are mapped. */
-static int pages_map(pllm_region *region, uint32_t page_first, uint32_t page_end,
-                     uint32_t *mapped_end)
+/* The end of the run of pages of the work from page on, for which only_reused or any will do. */
+static uint32_t run_end(const pllm_region *region, const pllm_region_work *work, uint32_t page,
+                        int only_reused)
 {
-    pllm_device *device = region->device;
-    for (uint32_t page = page_first; page < page_end;) {
-        uint32_t end = page;
-        while (end < page_end && region->state[end] == PAGE_MAPPING) end++;
-        if (end > page) {
-            int status =
-                device->ops->map(device, page_va(region, page), region->chunk + page, end - page);
-            if (status < 0) return status;
-        }
-        page = end > page ? end : page + 1;
-        *mapped_end = page;
-    }
-    return PLLM_OK;
+    while (page < work->page_end &&
+           (only_reused ? region->state[page] == PAGE_MOVING : is_moving(region, page)))
+        page++;
+    return page;
 }
 
-/* Fills the reused pages among those being mapped, whole runs at a time, and waits. */
-static int pages_zero(pllm_region *region, uint32_t page_first, uint32_t page_end)
+static int chunks_create(pllm_region *region, const pllm_region_work *work)
 {
     pllm_device *device = region->device;
     int status = PLLM_OK;
-    for (uint32_t page = page_first; page < page_end && status == PLLM_OK;) {
-        uint32_t end = page;
-        while (end < page_end && region->state[end] == PAGE_MAPPING && region->reused[end]) end++;
+    for (uint32_t page = work->page_first; page < work->page_end && status == PLLM_OK; page++)
+        if (region->state[page] == PAGE_CREATING)
+            status = device->ops->chunk_create(device, region->chunk_bytes, &region->chunk[page]);
+    return status;
+}
+
+/* Maps whole runs; *mapped_end is where it got to. */
+static int chunks_map(pllm_region *region, const pllm_region_work *work, uint32_t *mapped_end)
+{
+    pllm_device *device = region->device;
+    uint32_t page = work->page_first, end;
+    for (; page < work->page_end; page = end) {
+        *mapped_end = page;
+        end = run_end(region, work, page, 0);
+        if (end == page) {
+            end++;
+            continue;
+        }
+        for (uint32_t at = page; at < end; at++) behind_take(region, at);
+        int status =
+            device->ops->map(device, page_va(region, page), &region->chunk[page], end - page);
+        if (status < 0) return status;
+    }
+    *mapped_end = work->page_end;
+    return PLLM_OK;
+}
+
+/* Fills the reused pages of the work, whole runs at a time, and waits. */
+static int pages_zero(pllm_region *region, const pllm_region_work *work)
+{
+    pllm_device *device = region->device;
+    int status = PLLM_OK;
+    if (!region->zero_on_reuse || work->moving_count == work->created_count) return PLLM_OK;
+    for (uint32_t page = work->page_first; page < work->page_end && status == PLLM_OK;) {
+        uint32_t end = run_end(region, work, page, 1);
         if (end > page)
             status = device->ops->fill(device, region->zeroing, page_va(region, page),
                                        (end - page) * region->chunk_bytes, 0);
@@ -224,66 +356,63 @@ static int pages_zero(pllm_region *region, uint32_t page_first, uint32_t page_en
     return status < 0 ? status : synced;
 }
 
-/* Takes back the MAPPING pages of a failed map: kept gets as many chunks as it gave. */
-static void pages_undo(pllm_region *region, uint32_t page_first, uint32_t page_end,
-                       uint32_t mapped_end, uint32_t kept_used)
+/* After a failure: nothing of the work is mapped, and what it created is gone. */
+static void work_undo(pllm_region *region, const pllm_region_work *work, uint32_t mapped_end)
 {
-    for (uint32_t page = page_first; page < page_end; page++) {
-        if (region->state[page] != PAGE_MAPPING) continue;
-        pllm_chunk *chunk = region->chunk[page];
+    pllm_device *device = region->device;
+    for (uint32_t page = work->page_first; page < work->page_end; page++) {
+        if (!is_moving(region, page)) continue;
         if (page < mapped_end)
-            page_detach(region, page);
-        else
-            region->chunk[page] = NULL, region->state[page] = PAGE_EMPTY;
-        if (kept_used > 0) {
-            region->kept[region->kept_count++] = chunk;
-            kept_used--;
-        } else {
-            region->device->ops->chunk_destroy(region->device, chunk);
-        }
+            device->ops->unmap(device, page_va(region, page), region->chunk[page]);
+        if (region->state[page] != PAGE_CREATING) continue;
+        device->ops->chunk_destroy(device, region->chunk[page]);
+        region->chunk[page] = NULL;
     }
+}
+
+int pllm_region_map_run(pllm_region *region, const pllm_region_work *work)
+{
+    uint32_t mapped_end = work->page_first;
+    int status = chunks_create(region, work);
+    if (status == PLLM_OK) status = chunks_map(region, work, &mapped_end);
+    if (status == PLLM_OK) status = pages_zero(region, work);
+    if (status < 0) work_undo(region, work, mapped_end);
+    return status;
+}
+
+int pllm_region_map_end(pllm_region *region, const pllm_region_work *work, int status)
+{
+    for (uint32_t page = work->page_first; page < work->page_end; page++) {
+        if (!is_moving(region, page)) continue;
+        if (status == PLLM_OK) {
+            region->state[page] = PAGE_MAPPED;
+            continue;
+        }
+        if (region->state[page] == PAGE_MOVING) chunk_keep(region, region->chunk[page]);
+        region->chunk[page] = NULL;
+        region->state[page] = PAGE_EMPTY;
+    }
+    region->moving_count -= work->moving_count;
+    if (status < 0) {
+        pllm_budget_credit(region->member, work->created_count * region->chunk_bytes);
+        (void)behind_put(region, work->page_first, work->page_end);
+    } else {
+        region->mapped_count += work->moving_count;
+        region->stats.created_chunks += work->created_count;
+        region->stats.reused_chunks += work->moving_count - work->created_count;
+        if (region->mapped_count > region->stats.mapped_peak)
+            region->stats.mapped_peak = region->mapped_count;
+    }
+    check_if_asked(region);
+    return status;
 }
 
 int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_count)
 {
-    int status = check_pages(region, page_first, page_count);
+    pllm_region_work work;
+    int status = pllm_region_map_begin(region, page_first, page_count, &work);
     if (status < 0) return status;
-    uint32_t page_end = page_first + page_count, needed = 0, fenced = 0, kept_used = 0;
-    uint32_t mapped_end = page_first;
-    region->stats.map_calls++;
-    for (uint32_t page = page_first; page < page_end; page++)
-        fenced += region->state[page] == PAGE_FENCED;
-    if (fenced) {
-        pllm_region_settle(region);
-        for (uint32_t page = page_first; page < page_end; page++)
-            if (region->state[page] == PAGE_FENCED)
-                return pllm_fail(PLLM_EBUSY, 0, "page %u still waits for its fence", page);
-    }
-    for (uint32_t page = page_first; page < page_end; page++)
-        needed += region->state[page] == PAGE_EMPTY;
-    uint32_t created = needed > region->kept_count ? needed - region->kept_count : 0;
-    status = pllm_budget_charge(region->member, created * region->chunk_bytes);
-    if (status < 0) return status;
-    for (uint32_t page = page_first; page < page_end && status == PLLM_OK; page++)
-        if (region->state[page] == PAGE_EMPTY) status = page_attach(region, page, &kept_used);
-    if (status == PLLM_OK) status = pages_map(region, page_first, page_end, &mapped_end);
-    if (status == PLLM_OK && region->zero_on_reuse && kept_used)
-        status = pages_zero(region, page_first, page_end);
-    if (status < 0) {
-        pages_undo(region, page_first, page_end, mapped_end, kept_used);
-        pllm_budget_credit(region->member, created * region->chunk_bytes);
-        check_if_asked(region);
-        return status;
-    }
-    for (uint32_t page = page_first; page < page_end; page++)
-        if (region->state[page] == PAGE_MAPPING) region->state[page] = PAGE_MAPPED;
-    region->mapped_count += needed;
-    region->stats.reused_chunks += kept_used;
-    region->stats.created_chunks += created;
-    if (region->mapped_count > region->stats.mapped_peak)
-        region->stats.mapped_peak = region->mapped_count;
-    check_if_asked(region);
-    return PLLM_OK;
+    return pllm_region_map_end(region, &work, pllm_region_map_run(region, &work));
 }
 
 /* ---- unmapping ---- */
@@ -304,6 +433,7 @@ int pllm_region_unmap(pllm_region *region, uint32_t page_first, uint32_t page_co
             page_unmap(region, page);
         }
     }
+    (void)behind_put(region, page_first, page_first + page_count);
     check_if_asked(region);
     return PLLM_OK;
 }
@@ -319,10 +449,12 @@ uint32_t pllm_region_settle(pllm_region *region)
             asked = region->fence[page];
             answer = region->device->ops->event_query(region->device, asked);
         }
-        if (answer == 0)
+        if (answer == 0) {
             region->fenced[still++] = page;
-        else
-            page_unmap(region, page); /* work that failed is over too */
+            continue;
+        }
+        page_unmap(region, page); /* work that failed is over too */
+        (void)behind_put(region, page, page + 1);
     }
     region->fenced_count = still;
     check_if_asked(region);
@@ -349,12 +481,29 @@ void pllm_region_close(pllm_region *region)
     for (uint32_t page = 0; page < region->page_max; page++)
         if (region->state[page] != PAGE_EMPTY) chunk_discard(region, page_detach(region, page));
     while (region->kept_count > 0) chunk_discard(region, region->kept[--region->kept_count]);
+    behind_close(region);
     device->ops->release(device, region->base, region->page_max * region->chunk_bytes);
     device->ops->stream_close(device, region->zeroing);
     region_free(region);
 }
 
 /* ---- asking ---- */
+
+int pllm_region_export(pllm_region *region, uint32_t page, uint32_t read_only, int *fd_out)
+{
+    pllm_device *device = region->device;
+    *fd_out = -1;
+    if (!pllm_region_is_mapped(region, page))
+        return pllm_fail(PLLM_EINVAL, 0, "page %u is not mapped: there is nothing to export", page);
+    int status = device->ops->chunk_export(device, region->chunk[page], read_only, fd_out);
+    if (status == PLLM_OK) region->flags[page] |= FLAG_EXPORTED;
+    return status;
+}
+
+int pllm_region_is_exported(const pllm_region *region, uint32_t page)
+{
+    return pllm_region_is_mapped(region, page) && region->flags[page] & FLAG_EXPORTED;
+}
 
 int pllm_region_is_mapped(const pllm_region *region, uint32_t page)
 {
@@ -381,18 +530,24 @@ void pllm_region_stats_get(const pllm_region *region, pllm_region_stats *stats_o
 
 void pllm_region_check(const pllm_region *region)
 {
-    uint32_t mapped = 0, fenced = 0;
+    uint32_t mapped = 0, fenced = 0, moving = 0;
     for (uint32_t page = 0; page < region->page_max; page++) {
-        assert(region->state[page] != PAGE_MAPPING);                                  /* 4 */
-        assert((region->chunk[page] != NULL) == (region->state[page] != PAGE_EMPTY)); /* 1 */
-        mapped += region->state[page] == PAGE_MAPPED;
-        fenced += region->state[page] == PAGE_FENCED;
+        uint8_t state = region->state[page]; /* of moving pages run may be changing the rest */
+        if (state == PAGE_MAPPED || state == PAGE_FENCED)
+            assert(region->chunk[page] && !(region->flags[page] & FLAG_BEHIND)); /* 1, 4 */
+        if (state == PAGE_EMPTY)
+            assert(!region->chunk[page] && !(region->flags[page] & FLAG_EXPORTED));
+        mapped += state == PAGE_MAPPED;
+        fenced += state == PAGE_FENCED;
+        moving += state == PAGE_MOVING || state == PAGE_CREATING;
     }
     assert(mapped == region->mapped_count && fenced == region->fenced_count); /* 2 */
+    assert(moving == region->moving_count);
     for (uint32_t i = 0; i < region->fenced_count; i++)
         assert(region->state[region->fenced[i]] == PAGE_FENCED);
     assert(region->kept_count <= region->kept_max);
     for (uint32_t i = 0; i < region->kept_count; i++) assert(region->kept[i]);
+    uint64_t chunks = (uint64_t)mapped + moving + fenced + region->kept_count;
     assert(pllm_budget_charged(region->member) ==
-           ((uint64_t)mapped + fenced + region->kept_count) * region->chunk_bytes); /* 3 */
+           (chunks + (region->zeros != NULL)) * region->chunk_bytes); /* 3 */
 }

@@ -6,7 +6,7 @@
  * stay charged until trimmed. Unmapping may be fenced by an event: the chunk leaves the address
  * range only after the event is done (pllm_region_settle, called when idle), and until then its
  * pages can't be mapped again.
- * Threads: one caller at a time per region. */
+ * Threads: one caller at a time per region; but see pllm_region_map_run. */
 #ifndef PLLM_VMM_REGION_H
 #define PLLM_VMM_REGION_H
 
@@ -19,6 +19,7 @@ typedef struct pllm_region_options {
     uint64_t chunk_bytes;   /* multiple of the device's granularity; 0: the device's preference */
     uint32_t kept_max;      /* chunks kept for re-mapping */
     uint32_t zero_on_reuse; /* kept chunks are filled with zero before they are mapped again */
+    uint32_t zero_behind;   /* zeros can be read where no page is backed; a write there faults */
 } pllm_region_options;
 
 /* Borrows device and member (both outlive the region); the member is used by this region alone.
@@ -30,6 +31,20 @@ void pllm_region_close(pllm_region *region); /* waits for fences, unmaps all; NU
  * they are. Errors: EINVAL (outside the region), ENODEVMEM (bare), EBUSY (a fenced page is not yet
  * free), ENOMEM, EDEVICE. */
 int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_count);
+
+/* The same in three steps, for who has a lock: begin and end under it, run without it, so that what
+ * takes long, the device's calls, holds nobody up. Between begin and end other calls of the region
+ * may be made, but not another begin; the pages of the work are neither backed nor free then.
+ * Errors: begin as map (then there is nothing to run or end). What run returned goes to end, which
+ * returns it; after a failure all is as it was before begin. */
+typedef struct pllm_region_work {
+    uint32_t page_first, page_end, moving_count, created_count;
+} pllm_region_work;
+int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                          pllm_region_work *work_out);
+int pllm_region_map_run(pllm_region *region, const pllm_region_work *work);
+int pllm_region_map_end(pllm_region *region, const pllm_region_work *work, int status);
+
 /* Takes the backing away, now (fence NULL) or once the fence is done. The event is borrowed until
  * a settle, map or close has seen it done: until then it may neither be closed nor recorded anew.
  * Pages without backing are skipped. */
@@ -39,6 +54,11 @@ uint32_t pllm_region_settle(
     pllm_region *region); /* finishes due unmappings; returns those pending */
 uint64_t pllm_region_trim(pllm_region *region,
                           uint32_t kept_max); /* destroys kept chunks; bytes freed */
+/* A descriptor of the chunk behind a mapped page, for another process. Its bytes are that one's too
+ * from here on: once unmapped the chunk is destroyed, never kept. Errors: EINVAL (not mapped),
+ * EUNSUPPORTED, EDEVICE. */
+int pllm_region_export(pllm_region *region, uint32_t page, uint32_t read_only, int *fd_out);
+int pllm_region_is_exported(const pllm_region *region, uint32_t page);
 int pllm_region_is_mapped(const pllm_region *region, uint32_t page);
 pllm_va pllm_region_base(const pllm_region *region);
 uint64_t pllm_region_chunk_bytes(const pllm_region *region);

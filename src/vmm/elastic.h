@@ -1,0 +1,95 @@
+/* elastic.h - the inside of vmm.h: a vmm, its pools, and what its parts ask of each other.
+ *
+ *   vmm    budget (one limit)      pools: list of          background: one thread
+ *   pool   spans   whose is each byte                      spans.h
+ *          used    [page] how many bytes of it are anybody's
+ *          region  which pages are backed, kept chunks     region.h
+ *
+ * A page is backed while used is not 0, and may be when it is: such a page is idle, mapped ahead of
+ * somebody who grows. Bytes given back behind a stream stay used until its work is done.
+ *
+ * Mapping takes long, so it is done without the pool's lock: by one thread a pool at a time, the
+ * mapper. Who finds its pages backed need not wait for it. Unmapping is done under the lock.
+ *
+ * Locks, in this order: vmm->lock (the list of pools, pins), pool->lock (all else of a pool),
+ * vmm->wake_lock and the budget's (leaves). Who holds a pool's lock never takes vmm->lock. A pool
+ * that the background is in is pinned, and unregister waits for that. */
+#ifndef PLLM_VMM_ELASTIC_H
+#define PLLM_VMM_ELASTIC_H
+
+#include <pthread.h>
+#include <pagedllm/vmm.h>
+#include "vmm/region.h"
+#include "vmm/spans.h"
+
+enum { PLLM_VMM_POINTS = 16 };
+
+/* Bytes given back behind a stream: span_bytes are PENDING, of which the first `bytes` are used. */
+typedef struct pllm_vmm_fence {
+    struct pllm_vmm_fence *next;
+    pllm_event *event;
+    uint64_t offset, bytes, span_bytes;
+} pllm_vmm_fence;
+
+struct pllm_vmm_pool {
+    pllm_vmm *vmm;
+    pllm_vmm_pool *next; /* these two under vmm->lock */
+    uint32_t pins;
+    char name[PLLM_VMM_NAME_BYTES]; /* down to here fixed when opened, but for the limits */
+    pllm_device *device;
+    const pllm_context *context;
+    uint64_t base, capacity, page_bytes, minimum_bytes, limit_bytes;
+    uint32_t page_max, ahead_pages, zero_on_reuse;
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* the mapper is done */
+    pllm_budget_member *member;
+    pllm_region *region;
+    pllm_spans spans;
+    uint32_t *used;      /* [page_max] allocated and pending bytes */
+    uint8_t *dirty;      /* [page_max] 1: bytes of it were freed while it stayed backed */
+    uint32_t mapping;    /* somebody is the mapper */
+    uint32_t idle_count; /* pages that are backed and not used */
+    uint32_t fence_count;
+    pllm_vmm_fence *fences, *spare_fences; /* spare: their events are done */
+    uint64_t points[PLLM_VMM_POINTS];      /* ends of what grew, to map ahead of; the newest last */
+    uint32_t point_count;
+    pllm_stream *clearing; /* fills under the lock; NULL where nobody asks for it */
+};
+
+struct pllm_vmm {
+    const pllm_context *context;
+    pllm_device *device;
+    pllm_budget *budget;
+    pthread_mutex_t lock;
+    pthread_cond_t unpinned;
+    pllm_vmm_pool *pools; /* in order of registration */
+    pthread_t thread;
+    uint32_t has_thread;
+    pthread_mutex_t wake_lock;
+    pthread_cond_t wake;
+    uint32_t wanted, stopping; /* under wake_lock */
+};
+
+/* elastic.c. Gets the background going; any lock may be held. */
+void pllm_vmm_wake(pllm_vmm *vmm);
+/* Takes at least `bytes` of unused memory from pools, if there are as many; returns how many. Full:
+ * the device is, and not the budget, so that minimums don't matter. No lock may be held. */
+uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, uint64_t bytes, int full);
+
+/* elastic_pool.c; the lock of the pool is held. */
+int pllm_vmm_pool_place(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_span_kind kind);
+int pllm_vmm_pool_is_ready(const pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes);
+int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes);
+void pllm_vmm_pool_touch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, int more);
+void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes);
+void pllm_vmm_pool_grown(pllm_vmm_pool *pool, uint64_t end);
+int pllm_vmm_pool_give(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, uint64_t span_bytes,
+                       pllm_stream *stream);
+void pllm_vmm_pool_drop(pllm_vmm_pool *pool, uint64_t offset,
+                        uint64_t bytes); /* not used any more */
+void pllm_vmm_pool_settle(pllm_vmm_pool *pool);
+void pllm_vmm_pool_ahead(pllm_vmm_pool *pool); /* lets go of the lock while it maps */
+uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes); /* unused memory, bytes freed */
+void pllm_vmm_pool_check(const pllm_vmm_pool *pool); /* asserts elastic_pool.c's list */
+
+#endif

@@ -1,0 +1,531 @@
+/* elastic_pool.c - a pool: bytes that are somebody's, pages behind them.
+ *
+ *   bytes   [ PLACED     ][PLACED][ FREE                  ]
+ *   used    |  full  | 1,000 | 300 |   0   |   0   |   0   |
+ *   pages   | backed | backed|backed| idle | idle  |  none |
+ *
+ * Allocating takes bytes first (PLACING), counts them in their pages, then has those pages backed
+ * that are not; if that fails it takes both back. Freeing gives the bytes back, then lets those
+ * pages go that nobody uses, except a few behind what may grow. Bytes freed behind a stream stay
+ * PENDING and counted until an event says that its work is done.
+ *
+ * Invariants (pllm_vmm_pool_check): 1. used[page] is the number of bytes of the page that are
+ * PLACING, PLACED, BLOCK or PENDING; what a fence keeps as a block's room is not among them. 2. A
+ * page that has PLACED or BLOCK bytes is backed, unless they are being placed. 3. idle_count pages
+ * are backed with used 0. 4. Only backed pages are dirty. 5. Each fence's bytes are PENDING.
+ * Threads: the pool's lock is held; place, back and ahead let go of it while they map. */
+#include <assert.h>
+#include <string.h>
+#include "vmm/elastic.h"
+
+#define AHEAD_STEP_BYTES ((uint64_t)16 << 20) /* mapped ahead at once, or one page */
+#define FREED 0xdb
+
+/* ---- bytes and pages ---- */
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t first_page(const pllm_vmm_pool *pool, uint64_t offset)
+{
+    return (uint32_t)(offset / pool->page_bytes);
+}
+
+static uint32_t end_page(const pllm_vmm_pool *pool, uint64_t end)
+{
+    return (uint32_t)(end / pool->page_bytes + (end % pool->page_bytes != 0));
+}
+
+/* How many bytes of [offset, end) lie in the page. */
+static uint32_t part(const pllm_vmm_pool *pool, uint32_t page, uint64_t offset, uint64_t end)
+{
+    uint64_t from = page * pool->page_bytes, to = from + pool->page_bytes;
+    return (uint32_t)((end < to ? end : to) - (offset > from ? offset : from));
+}
+
+static int is_idle(const pllm_vmm_pool *pool, uint32_t page)
+{
+    return pool->used[page] == 0 && pllm_region_is_mapped(pool->region, page);
+}
+
+void pllm_vmm_pool_touch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, int more)
+{
+    uint64_t end = offset + bytes;
+    for (uint32_t page = first_page(pool, offset); page < end_page(pool, end); page++) {
+        uint32_t count = part(pool, page, offset, end);
+        int idle = is_idle(pool, page);
+        assert(more ? count <= pool->page_bytes - pool->used[page] : count <= pool->used[page]);
+        pool->used[page] = more ? pool->used[page] + count : pool->used[page] - count;
+        pool->idle_count += (uint32_t)(is_idle(pool, page) - idle);
+    }
+}
+
+static void unmap_idle(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end)
+{
+    for (uint32_t page = page_first, end; page < page_end; page = end) {
+        for (end = page; end < page_end && is_idle(pool, end); end++) pool->dirty[end] = 0;
+        (void)pllm_region_unmap(pool->region, page, end - page, NULL);
+        pool->idle_count -= end - page;
+        if (end == page) end++;
+    }
+}
+
+/* ---- mapping ---- */
+
+static int no_room(pllm_vmm_pool *pool, uint64_t bytes)
+{
+    pllm_budget_stats all;
+    pllm_budget_stats_get(pool->vmm->budget, &all);
+    return pllm_fail(PLLM_ENODEVMEM, 0,
+                     "model %s: %llu bytes more do not fit: it has %llu of at most %llu, all "
+                     "models %llu of %llu; free some, or raise a limit",
+                     pool->name, (unsigned long long)bytes,
+                     (unsigned long long)pllm_budget_charged(pool->member),
+                     (unsigned long long)pool->limit_bytes, (unsigned long long)all.charged_bytes,
+                     (unsigned long long)all.limit_bytes);
+}
+
+/* How many pages of the range are used, by whom ever, and not backed. */
+static uint32_t missing(const pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end)
+{
+    uint32_t count = 0;
+    for (uint32_t page = page_first; page < page_end; page++)
+        count += !pllm_region_is_mapped(pool->region, page);
+    return count;
+}
+
+/* Nobody is mapping. Maps the range, without the lock for the most part. *full: it was the device
+ * that had no room, and not the budget. */
+static int map_pages(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end, int *full)
+{
+    pllm_region_work work;
+    *full = 0;
+    int status = pllm_region_map_begin(pool->region, page_first, page_end - page_first, &work);
+    if (status < 0) return status;
+    pool->mapping = 1;
+    pthread_mutex_unlock(&pool->lock);
+    status = pllm_region_map_run(pool->region, &work);
+    pthread_mutex_lock(&pool->lock);
+    uint32_t unused = 0;
+    for (uint32_t page = page_first; page < page_end; page++)
+        unused += pool->used[page] == 0 && !pllm_region_is_mapped(pool->region, page);
+    status = pllm_region_map_end(pool->region, &work, status);
+    if (status == PLLM_OK) pool->idle_count += unused;
+    pool->mapping = 0;
+    pthread_cond_broadcast(&pool->changed);
+    *full = status == PLLM_ENODEVMEM;
+    return status;
+}
+
+/* Own unused pages, if it is the model's own limit that is in the way, else anybody's. */
+static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
+{
+    uint64_t held = pllm_budget_charged(pool->member), freed;
+    uint64_t room = held < pool->limit_bytes ? pool->limit_bytes - held : 0;
+    if (!full && bytes > room) {
+        freed = pllm_vmm_pool_yield(pool, bytes - room);
+    } else {
+        pthread_mutex_unlock(&pool->lock);
+        freed = pllm_vmm_reclaim(pool->vmm, bytes, full);
+        pthread_mutex_lock(&pool->lock);
+    }
+    return freed > 0 ? PLLM_OK : no_room(pool, bytes);
+}
+
+int pllm_vmm_pool_is_ready(const pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint32_t end = end_page(pool, offset + bytes);
+    for (uint32_t page = first_page(pool, offset); page < end; page++)
+        if (!pllm_region_is_mapped(pool->region, page) ||
+            (pool->zero_on_reuse && pool->dirty[page]))
+            return 0;
+    return 1;
+}
+
+/* Zeros the bytes of dirty pages that [offset, end) is about to get. */
+static int clear(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    const pllm_device_ops *ops = pool->device->ops;
+    uint64_t end = offset + bytes;
+    int status = PLLM_OK, filled = 0;
+    if (!pool->zero_on_reuse) return PLLM_OK;
+    for (uint32_t page = first_page(pool, offset); page < end_page(pool, end); page++) {
+        if (!pool->dirty[page] || status < 0) continue;
+        uint64_t from = page * pool->page_bytes;
+        if (from < offset) from = offset;
+        status = ops->fill(pool->device, pool->clearing, pool->base + from,
+                           part(pool, page, offset, end), 0);
+        filled = 1;
+    }
+    int synced = filled ? ops->stream_sync(pool->device, pool->clearing) : PLLM_OK;
+    return status < 0 ? status : synced;
+}
+
+int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint32_t page_first = first_page(pool, offset), page_end = end_page(pool, offset + bytes);
+    for (uint32_t count; (count = missing(pool, page_first, page_end)) > 0;) {
+        if (pool->mapping) {
+            pthread_cond_wait(&pool->changed, &pool->lock);
+            continue;
+        }
+        int full, status = map_pages(pool, page_first, page_end, &full);
+        if (status == PLLM_ENODEVMEM) status = make_room(pool, count * pool->page_bytes, full);
+        if (status < 0) return status;
+    }
+    return clear(pool, offset, bytes);
+}
+
+int pllm_vmm_pool_place(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_span_kind kind)
+{
+    int status = pllm_spans_turn(&pool->spans, offset, bytes, PLLM_SPAN_PLACING);
+    if (status < 0) return status;
+    pllm_vmm_pool_touch(pool, offset, bytes, 1);
+    status = pllm_vmm_pool_back(pool, offset, bytes);
+    if (status < 0) {
+        (void)pllm_spans_turn(&pool->spans, offset, bytes, PLLM_SPAN_FREE); /* one whole span */
+        pllm_vmm_pool_untouch(pool, offset, bytes);
+        return status;
+    }
+    (void)pllm_spans_turn(&pool->spans, offset, bytes, kind);
+    pllm_vmm_pool_grown(pool, offset + bytes);
+    return PLLM_OK;
+}
+
+/* ---- mapping ahead ---- */
+
+static int is_allocated(const pllm_span *span)
+{
+    return span->kind == PLLM_SPAN_PLACED || span->kind == PLLM_SPAN_BLOCK ||
+           span->kind == PLLM_SPAN_PLACING;
+}
+
+/* The pages behind `end` that should be backed although nobody uses them: up to what others use. */
+static void window(const pllm_vmm_pool *pool, uint64_t end, uint32_t *page_first,
+                   uint32_t *page_end)
+{
+    uint32_t first = end_page(pool, end), stop = first;
+    while (stop < pool->page_max && stop - first < pool->ahead_pages && pool->used[stop] == 0)
+        stop++;
+    *page_first = first;
+    *page_end = stop;
+}
+
+void pllm_vmm_pool_grown(pllm_vmm_pool *pool, uint64_t end)
+{
+    uint32_t first, stop;
+    if (!pool->ahead_pages) return;
+    window(pool, end, &first, &stop);
+    if (missing(pool, first, stop) == 0) return;
+    uint64_t reach = (pool->ahead_pages + 1) * pool->page_bytes;
+    uint32_t kept = 0, first_kept = pool->point_count == PLLM_VMM_POINTS; /* else there is room */
+    for (uint32_t i = first_kept; i < pool->point_count; i++) {
+        uint64_t point = pool->points[i]; /* what it has grown from needs no more */
+        if (point > end || end - point > reach) pool->points[kept++] = point;
+    }
+    pool->points[kept++] = end;
+    pool->point_count = kept;
+    pllm_vmm_wake(pool->vmm);
+}
+
+/* The next pages to map ahead, the newest point first. 0: there are none. */
+static int next_ahead(pllm_vmm_pool *pool, uint32_t *page_first, uint32_t *page_end)
+{
+    uint64_t step = AHEAD_STEP_BYTES / pool->page_bytes;
+    for (; pool->point_count > 0; pool->point_count--) {
+        uint64_t point = pool->points[pool->point_count - 1];
+        uint32_t first, stop;
+        if (!is_allocated(pllm_spans_at(&pool->spans, point - 1))) continue; /* freed since */
+        window(pool, point, &first, &stop);
+        while (first < stop && pllm_region_is_mapped(pool->region, first)) first++;
+        if (first == stop) continue;
+        uint32_t end = first + 1;
+        while (end < stop && end - first < step && !pllm_region_is_mapped(pool->region, end)) end++;
+        *page_first = first;
+        *page_end = end;
+        return 1;
+    }
+    return 0;
+}
+
+void pllm_vmm_pool_ahead(pllm_vmm_pool *pool)
+{
+    uint32_t first, end;
+    int full;
+    while (next_ahead(pool, &first, &end)) {
+        if (pool->mapping) {
+            pthread_cond_wait(&pool->changed, &pool->lock);
+            continue;
+        }
+        /* Only memory that is there for nothing: no room is made for it. */
+        if (map_pages(pool, first, end, &full) < 0) pool->point_count = 0;
+    }
+}
+
+/* ---- giving back ---- */
+
+#ifdef PLLM_CHECKS
+/* What stays backed only because of its neighbours shows who still reads it. */
+static void spoil(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    const pllm_device_ops *ops = pool->device->ops;
+    uint64_t end = offset + bytes;
+    for (uint32_t page = first_page(pool, offset); page < end_page(pool, end); page++) {
+        uint64_t from = page * pool->page_bytes;
+        if (from < offset) from = offset;
+        if (pllm_region_is_mapped(pool->region, page))
+            (void)ops->fill(pool->device, pool->clearing, pool->base + from,
+                            part(pool, page, offset, end), FREED);
+    }
+    (void)ops->stream_sync(pool->device, pool->clearing);
+}
+#endif
+
+/* Where the nearest allocation before the free byte at offset ends; 0: there is none. */
+static uint64_t grows_from(const pllm_vmm_pool *pool, uint64_t offset)
+{
+    const pllm_span *span = pllm_spans_at(&pool->spans, offset);
+    while (span->offset > 0 && (span->kind == PLLM_SPAN_FREE || span->kind == PLLM_SPAN_ROOM))
+        span = pllm_spans_at(&pool->spans, span->offset - 1);
+    return is_allocated(span) ? span->offset + span->bytes : 0;
+}
+
+/* Lets the pages go that nobody uses any more: of the range, and what was mapped ahead behind it.
+ */
+void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint32_t first = first_page(pool, offset), end = end_page(pool, offset + bytes);
+    pllm_vmm_pool_touch(pool, offset, bytes, 0);
+    for (uint32_t page = first; page < end; page++)
+        pool->dirty[page] = (uint8_t)pllm_region_is_mapped(pool->region, page);
+    uint64_t grown = pool->ahead_pages ? grows_from(pool, offset) : 0;
+    uint32_t kept_first = end, kept_end = end, reach = end;
+    if (grown) window(pool, grown, &kept_first, &kept_end);
+    while (reach < pool->page_max && reach - end < pool->ahead_pages && is_idle(pool, reach))
+        reach++;
+    unmap_idle(pool, first, least(kept_first, reach));
+    for (uint32_t page = kept_first; page < kept_end; page++)
+        if (pllm_region_is_exported(pool->region, page)) unmap_idle(pool, page, page + 1);
+    unmap_idle(pool, kept_end > first ? kept_end : first, reach);
+    uint64_t excess = pllm_budget_excess(pool->member);
+    if (excess) (void)pllm_vmm_pool_yield(pool, excess);
+    if (grown) pllm_vmm_pool_grown(pool, grown);
+}
+
+void pllm_vmm_pool_drop(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+#ifdef PLLM_CHECKS
+    spoil(pool, offset, bytes);
+#endif
+    pllm_vmm_pool_untouch(pool, offset, bytes);
+}
+
+static int fence_open(pllm_vmm_pool *pool, pllm_stream *stream, pllm_vmm_fence **fence_out)
+{
+    const pllm_device_ops *ops = pool->device->ops;
+    pllm_vmm_fence *fence = pool->spare_fences;
+    int status;
+    if (!fence) {
+        fence = pllm_alloc(pool->context, sizeof *fence);
+        if (!fence) return pllm_fail_memory("a fenced deallocation", sizeof *fence);
+        status = ops->event_open(pool->device, &fence->event);
+        if (status < 0) {
+            pllm_free(pool->context, fence);
+            return status;
+        }
+        fence->next = pool->spare_fences;
+        pool->spare_fences = fence;
+    }
+    status = ops->event_record(pool->device, fence->event, stream);
+    if (status < 0) return status; /* it stays among the spare ones */
+    pool->spare_fences = fence->next;
+    *fence_out = fence;
+    return PLLM_OK;
+}
+
+int pllm_vmm_pool_give(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, uint64_t span_bytes,
+                       pllm_stream *stream)
+{
+    int status = pllm_spans_prepare(&pool->spans, offset, span_bytes);
+    if (status < 0) return status;
+    if (!stream) {
+        (void)pllm_spans_turn(&pool->spans, offset, span_bytes, PLLM_SPAN_FREE);
+        pllm_vmm_pool_drop(pool, offset, bytes);
+        return PLLM_OK;
+    }
+    pllm_vmm_fence *fence = NULL;
+    status = fence_open(pool, stream, &fence);
+    if (status < 0) return status;
+    (void)pllm_spans_turn(&pool->spans, offset, span_bytes, PLLM_SPAN_PENDING);
+    fence->offset = offset;
+    fence->bytes = bytes;
+    fence->span_bytes = span_bytes;
+    fence->next = pool->fences;
+    pool->fences = fence;
+    pool->fence_count++;
+    pllm_vmm_wake(pool->vmm);
+    return PLLM_OK;
+}
+
+void pllm_vmm_pool_settle(pllm_vmm_pool *pool)
+{
+    for (pllm_vmm_fence **link = &pool->fences, *fence; (fence = *link) != NULL;) {
+        if (pool->device->ops->event_query(pool->device, fence->event) == 0) {
+            link = &fence->next;
+            continue;
+        }
+        *link = fence->next; /* work that failed is over, too */
+        fence->next = pool->spare_fences;
+        pool->spare_fences = fence;
+        pool->fence_count--;
+        (void)pllm_spans_turn(&pool->spans, fence->offset, fence->span_bytes, PLLM_SPAN_FREE);
+        pllm_vmm_pool_drop(pool, fence->offset, fence->bytes);
+    }
+}
+
+uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes)
+{
+    uint64_t pages = bytes / pool->page_bytes + (bytes % pool->page_bytes != 0), freed;
+    pllm_region_stats stats;
+    pllm_region_stats_get(pool->region, &stats);
+    freed = pllm_region_trim(pool->region,
+                             pages < stats.kept_count ? stats.kept_count - (uint32_t)pages : 0);
+    if (freed >= bytes) return freed;
+    pool->point_count = 0;
+    for (uint32_t page = pool->page_max; page-- > 0 && pool->idle_count > 0 && freed < bytes;) {
+        if (!is_idle(pool, page)) continue;
+        uint64_t before = pllm_budget_charged(pool->member);
+        unmap_idle(pool, page, page + 1); /* none are kept now: where one becomes so, it goes on */
+        (void)pllm_region_trim(pool->region, 0);
+        freed += before - pllm_budget_charged(pool->member);
+    }
+    return freed;
+}
+
+/* ---- by place ---- */
+
+static int check_range(const pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    if (bytes == 0)
+        return pllm_fail(PLLM_EINVAL, 0, "model %s: a range of no bytes at %llu", pool->name,
+                         (unsigned long long)offset);
+    if (bytes <= pool->capacity && offset <= pool->capacity - bytes) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "model %s: %llu bytes at %llu lie beyond its capacity of %llu",
+                     pool->name, (unsigned long long)bytes, (unsigned long long)offset,
+                     (unsigned long long)pool->capacity);
+}
+
+int pllm_vmm_allocate(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, uint64_t *address_out)
+{
+    const pllm_span *other;
+    if (address_out) *address_out = 0;
+    int status = check_range(pool, offset, bytes);
+    if (status < 0) return status;
+    pthread_mutex_lock(&pool->lock);
+    pllm_vmm_pool_settle(pool);
+    if (pllm_spans_are(&pool->spans, offset, bytes, 1u << PLLM_SPAN_FREE, &other))
+        status = pllm_vmm_pool_place(pool, offset, bytes, PLLM_SPAN_PLACED);
+    else if (other->kind == PLLM_SPAN_PENDING)
+        status = pllm_fail(
+            PLLM_EBUSY, 0,
+            "model %s: bytes %llu to %llu are being given back and wait for a stream", pool->name,
+            (unsigned long long)other->offset, (unsigned long long)(other->offset + other->bytes));
+    else
+        status = pllm_fail(PLLM_EEXIST, 0, "model %s: bytes %llu to %llu are allocated", pool->name,
+                           (unsigned long long)other->offset,
+                           (unsigned long long)(other->offset + other->bytes));
+    pthread_mutex_unlock(&pool->lock);
+    if (status == PLLM_OK && address_out) *address_out = pool->base + offset;
+    return status;
+}
+
+static int deallocate(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_stream *stream)
+{
+    const pllm_span *other;
+    int status = check_range(pool, offset, bytes);
+    if (status < 0) return status;
+    pthread_mutex_lock(&pool->lock);
+    pllm_vmm_pool_settle(pool);
+    if (pllm_spans_are(&pool->spans, offset, bytes, 1u << PLLM_SPAN_PLACED, &other))
+        status = pllm_vmm_pool_give(pool, offset, bytes, bytes, stream);
+    else
+        status = pllm_fail(PLLM_EINVAL, 0, "model %s: bytes %llu to %llu are not allocated%s",
+                           pool->name, (unsigned long long)other->offset,
+                           (unsigned long long)(other->offset + other->bytes),
+                           other->kind == PLLM_SPAN_BLOCK ? " by place, but as a block" : "");
+    pthread_mutex_unlock(&pool->lock);
+    return status;
+}
+
+int pllm_vmm_deallocate(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    return deallocate(pool, offset, bytes, NULL);
+}
+
+int pllm_vmm_deallocate_after(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes,
+                              pllm_stream *stream)
+{
+    if (!stream) return pllm_fail(PLLM_EINVAL, 0, "model %s: no stream to wait for", pool->name);
+    return deallocate(pool, offset, bytes, stream);
+}
+
+int pllm_vmm_is_mapped(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    int status = check_range(pool, offset, bytes);
+    if (status < 0) return status;
+    pthread_mutex_lock(&pool->lock);
+    status = pllm_spans_are(&pool->spans, offset, bytes,
+                            1u << PLLM_SPAN_PLACED | 1u << PLLM_SPAN_BLOCK, NULL);
+    pthread_mutex_unlock(&pool->lock);
+    return status;
+}
+
+/* ---- invariants ---- */
+
+static void check_fences(const pllm_vmm_pool *pool)
+{
+    uint32_t count = 0;
+    for (const pllm_vmm_fence *fence = pool->fences; fence; fence = fence->next, count++)
+        assert(pllm_spans_are(&pool->spans, fence->offset, fence->span_bytes,
+                              1u << PLLM_SPAN_PENDING, NULL)); /* 5 */
+    assert(count == pool->fence_count);
+}
+
+/* The room that a fence keeps with its block counts for nothing. */
+static uint64_t room_within(const pllm_vmm_pool *pool, uint64_t from, uint64_t to)
+{
+    uint64_t bytes = 0;
+    for (const pllm_vmm_fence *fence = pool->fences; fence; fence = fence->next) {
+        uint64_t first = fence->offset + fence->bytes, end = fence->offset + fence->span_bytes;
+        if (first < from) first = from;
+        if (end > to) end = to;
+        if (first < end) bytes += end - first;
+    }
+    return bytes;
+}
+
+void pllm_vmm_pool_check(const pllm_vmm_pool *pool)
+{
+    uint32_t idle = 0;
+    pllm_spans_check(&pool->spans);
+    pllm_region_check(pool->region);
+    check_fences(pool);
+    for (uint32_t page = 0; page < pool->page_max; page++) {
+        uint64_t from = page * pool->page_bytes, to = from + pool->page_bytes, used = 0;
+        int mapped = pllm_region_is_mapped(pool->region, page);
+        for (uint64_t at = from; at < to;) {
+            const pllm_span *span = pllm_spans_at(&pool->spans, at);
+            uint64_t end = span->offset + span->bytes;
+            if (end > to) end = to;
+            if (is_allocated(span) || span->kind == PLLM_SPAN_PENDING) used += end - at;
+            if (is_allocated(span) && span->kind != PLLM_SPAN_PLACING) assert(mapped); /* 2 */
+            at = end;
+        }
+        assert(used - room_within(pool, from, to) == pool->used[page]); /* 1 */
+        idle += mapped && pool->used[page] == 0;
+        assert(mapped || !pool->dirty[page]); /* 4 */
+    }
+    assert(idle == pool->idle_count); /* 3 */
+}
