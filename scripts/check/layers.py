@@ -14,7 +14,7 @@ LAYERS = (
     ("base",),
     ("device",),
     ("vmm", "kernels"),
-    ("tier",),
+    ("tier", "pool"),
     ("pager", "model", "store"),
     ("engine", "redis"),
     ("cli",),
