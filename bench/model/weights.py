@@ -5,7 +5,7 @@ together (B: the bytes that moved for a token, T: the unlimited time), measured 
 A run that moved fewer bytes than were not resident fails (pagedllm bench says so), and so does a
 process whose resident memory passed weights + device bytes + 64 MiB.
 
-Usage: weights.py [--smoke]    ROUNDS=7
+Usage: weights.py [--smoke]    ROUNDS=7; SHAPE=smollm2-135m:q4_1 in place of a model file
 """
 import json
 import os
@@ -16,11 +16,16 @@ from common import MODEL, SMOKE, machine, median, program, save, spread
 
 ROUNDS = 1 if SMOKE else int(os.environ.get("ROUNDS", "7"))
 DEPTH, DECODE = 64, 4 if SMOKE else 64
+SHAPE = os.environ.get("SHAPE")
+SUBJECT = [MODEL]
+if SHAPE:
+    NAME, _, FORMAT = SHAPE.partition(":")
+    SUBJECT = ["--shape", NAME, "--random-weights", "--weights", FORMAT or "bf16"]
 
 
 def bench(*limits):
     with tempfile.NamedTemporaryFile(suffix=".json") as stats:
-        report = program("bench", MODEL, "--prefill", 0, "--decode", DECODE, "--depth", DEPTH, "--json",
+        report = program("bench", *SUBJECT, "--prefill", 0, "--decode", DECODE, "--depth", DEPTH, "--json",
                          "--stats-json", stats.name, *limits)
         return report, report["results"][0], json.load(open(stats.name, encoding="utf-8"))
 
@@ -63,7 +68,7 @@ def main():
     print(f"resident memory at most {worst[1] / 1e6:.1f} MB of {worst[2] / 1e6:.1f} MB allowed ({worst[0]})")
     if worst[1] > worst[2]:
         missed.append(f"resident memory: {worst[1]} bytes, allowed {worst[2]} ({worst[0]})")
-    save("weights", {"model": os.path.basename(MODEL), "depth": DEPTH, "weight_bytes": report["weight_bytes"],
+    save("weights", {"model": SHAPE or os.path.basename(MODEL), "depth": DEPTH, "weight_bytes": report["weight_bytes"],
                      "copy_bytes_per_second": copy, "rounds": ROUNDS, "rows": rows,
                      "peak_resident": [{"limit": n, "bytes": b, "allowed": a} for n, b, a in resident]})
     if missed:

@@ -29,6 +29,7 @@ typedef struct pllm_device_info {
     uint64_t granularity_bytes;       /* of reservations, chunks and mappings; a power of two */
     uint64_t chunk_bytes;             /* what the device likes best for chunks */
     double link_bytes_per_second;     /* simulated link; 0: none, copies run at memory speed */
+    uint32_t cpu_copies;              /* 1: a copy is a memcpy between views, and no more */
 } pllm_device_info;
 
 /* name: "host" (NULL), "cuda", "cuda:1", "cuda:GPU-<uuid or its beginning>".

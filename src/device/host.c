@@ -32,6 +32,7 @@ static int host_info(pllm_device *device, pllm_device_info *info_out)
     info_out->granularity_bytes = host->arena.granularity_bytes;
     info_out->chunk_bytes = host->arena.chunk_bytes;
     info_out->link_bytes_per_second = host->link.bytes_per_second;
+    info_out->cpu_copies = host->link.bytes_per_second == 0 && host->link.latency_ns == 0;
     return PLLM_OK;
 }
 

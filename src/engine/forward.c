@@ -140,12 +140,21 @@ static const pllm_activations *prepare(pass_thread *thread, const float *in, uin
 }
 
 /* The parts of the weights (weights.h) that the team is about to read, or has read. Thread 0 sees
- * to those that are streamed: enter before a barrier, leave after one. */
+ * to those that are streamed: enter before a barrier, leave after one, or ahead where there is
+ * nothing to leave. */
 static void weights_enter(pass_thread *thread, uint32_t index)
 {
     pllm_pass *pass = thread->pass;
-    if (thread->index == 0 && pass->status == PLLM_OK)
-        pass->status = pllm_weights_enter(&pass->engine->host->weights, index);
+    pllm_weights *weights = &pass->engine->host->weights;
+    if (thread->index > 0)
+        pllm_weights_help(weights, index);
+    else if (pass->status == PLLM_OK)
+        pass->status = pllm_weights_enter(weights, index);
+}
+
+static void weights_ahead(pass_thread *thread)
+{
+    if (thread->index == 0) pllm_weights_ahead(&thread->pass->engine->host->weights);
 }
 
 static void weights_leave(pass_thread *thread, uint32_t index)
@@ -264,6 +273,7 @@ static int logits_out(pass_thread *thread)
                 weights->output_norm, width, engine->shape.norm_epsilon);
         weights_enter(thread, weights->layer_count);
         if (pllm_pass_sync(thread)) return -1;
+        weights_ahead(thread);
         const pllm_activations *act =
             prepare(thread, engine->host->y, width, NULL, count, forms,
                     &engine->host->spaces[thread->index].width, &engine->host->act_width);
@@ -284,6 +294,7 @@ static void forward_body(void *argument, uint32_t thread_index)
     enter(&thread);
     weights_enter(&thread, 0);
     if (pllm_pass_sync(&thread)) return;
+    weights_ahead(&thread);
     for (uint32_t layer = 0; layer < thread.pass->engine->shape.layer_count; layer++)
         if (run_layer(&thread, layer)) return;
     logits_out(&thread);

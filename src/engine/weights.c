@@ -381,8 +381,9 @@ static uint64_t choose(pllm_weights *weights, uint64_t device_bytes)
     uint64_t tile_panels = weights->slot_bytes / weights->output.panel_bytes;
     if (tile_panels < panels) cut_output(weights, (uint32_t)tile_panels * PLLM_PANEL_ROWS);
     uint64_t room = device_bytes - fixed_bytes(weights);
-    weights->ring_count =
-        room >= WEIGHT_RING * weights->slot_bytes ? WEIGHT_RING : WEIGHT_RING_LEAST;
+    weights->ring_count = !weights->team && room >= WEIGHT_RING * weights->slot_bytes
+                              ? WEIGHT_RING
+                              : WEIGHT_RING_LEAST;
     return choose_residents(weights, room - weights->ring_count * weights->slot_bytes);
 }
 
@@ -396,6 +397,13 @@ int pllm_weights_open(pllm_weights *weights, const pllm_weights_options *options
                          "%llu: raise --vram-limit",
                          (unsigned long long)options->device_bytes,
                          (unsigned long long)weights->least_bytes);
+    if (limited) {
+        pllm_device_info info;
+        status = weights->device->ops->info(weights->device, &info);
+        if (status < 0) return status;
+        uint32_t threads = pllm_threads_count(options->threads);
+        weights->team = info.cpu_copies && threads > 1 ? threads : 0;
+    }
     uint64_t resident = choose(weights, options->device_bytes);
     status = limited ? place_on_device(weights, options, resident) : place_in_memory(weights);
     if (status < 0) return status;

@@ -17,10 +17,11 @@
  *     device: | output norm | resident parts ... | slot 0 | slot 1 | slot 2 |
  *     host:   | streamed parts ... |
  *
- * So a part is in memory once, but for what is in the ring. The embedding is read row by row. One
- * of its own is never on the device under a limit; of a streamed tile that is also the embedding,
- * rows are read where its host copy lies. That moves a row for each token, where streaming the
- * matrix for its sake would move all of it.
+ * The team copies parts itself where that is the processor's work, with two slots; else a stream of
+ * the device does, with up to three. So a part is in memory once, but for what is in the ring. The
+ * embedding is read row by row. One of its own is never on the device under a limit; of a streamed
+ * tile that is also the embedding, rows are read where its host copy lies. That moves a row for
+ * each token, where streaming the matrix for its sake would move all of it.
  *
  * Packing reads each tensor once from the file mapping and lets those pages go.
  * Threads: thread 0 of the team changes where a streamed part is read, before a barrier. */
@@ -33,7 +34,7 @@
 #include "vmm/region.h"
 
 enum {
-    WEIGHT_RING = 3,       /* slots, where there is room for that many */
+    WEIGHT_RING = 3,       /* slots, where a stream fills them and there is room for that many */
     WEIGHT_RING_LEAST = 2, /* one is read while the other is filled */
 };
 
@@ -91,6 +92,11 @@ typedef struct pllm_weights {
     uint64_t sent_at, pass_end;   /* positions in this pass; what is sent beyond is of the next */
     int primed;
     uint64_t stream_bytes, wait_ns;
+    uint32_t team; /* threads that copy parts themselves; 0: the stream does */
+    char *task_to;
+    const char *task_from;
+    uint64_t task_bytes, task_piece; /* of the part on offer */
+    _Atomic uint64_t task;           /* pieces << 32 | pieces taken */
 } pllm_weights;
 
 /* Sizes of everything. Errors: EUNSUPPORTED (a format the kernels do not multiply), EINVAL, ENOMEM.
@@ -118,16 +124,21 @@ void pllm_weights_embed(const pllm_weights *weights, const pllm_kernels *kernels
                         float *out);
 uint64_t pllm_weights_resident_bytes(const pllm_weights *weights);
 
-/* --- weight_ring.c: for thread 0; nothing to do where nothing is streamed --- */
+/* --- weight_ring.c: for thread 0, but for help; nothing to do where nothing is streamed --- */
 
 int pllm_weight_ring_open(pllm_weights *weights, pllm_va ring);
 void pllm_weight_ring_close(pllm_weights *weights);
 /* A pass begins that reads all layers, then all tiles output_count times. */
 void pllm_weights_begin(pllm_weights *weights, uint32_t output_count);
-/* Before the barrier after which the part is read: waits until it is there. */
+/* Before the barrier after which the part is read: waits until it is there. Where the team copies,
+ * until no piece of it is left to take. */
 int pllm_weights_enter(pllm_weights *weights, uint32_t part);
+/* The same place, every other thread: copies pieces of the part. */
+void pllm_weights_help(pllm_weights *weights, uint32_t part);
 /* After a barrier that no reader of the part has yet to reach: its slot takes the next part. */
 void pllm_weights_leave(pllm_weights *weights, uint32_t part);
+/* After the barrier of an enter that no leave follows. */
+void pllm_weights_ahead(pllm_weights *weights);
 /* The pass failed somewhere: the next one starts the ring anew. */
 void pllm_weights_abandon(pllm_weights *weights);
 /* Where the part is read from now on. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "base/clock.h"
 #include "device/device.h"
 #include "engine/parts.h"
 #include "engine_support.h"
@@ -218,11 +219,12 @@ static void shares(void **state)
 {
     const char *model = *state;
     rows *expected = expected_rows(model);
-    pllm_engine_options options = plain(1);
-    uint64_t first = least_of(model, &options), before = 0;
+    pllm_engine_options options = plain(3);
+    uint64_t first = least_of(model, &options), before[2] = {0, 0};
     int whole = 0;
     for (uint32_t over = 0; over < 24; over++) {
         options.vram_limit_bytes = first + over * GRANULE;
+        options.threads = over % 2 ? 3 : 1; /* the team copies, a stream does */
         pllm_engine *engine = test_engine_open(model, &options);
         pllm_sequence *sequence;
         assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
@@ -236,9 +238,9 @@ static void shares(void **state)
         uint64_t moved = (b.weight_stream_bytes - a.weight_stream_bytes) / 4;
         /* Norms go with their layers, and are no matrices. */
         assert_true(moved >= missing && moved <= missing + 3 * 1024);
-        assert_true(b.weight_resident_bytes >= before);
+        assert_true(b.weight_resident_bytes >= before[over % 2]);
         assert_true(b.device_bytes_peak <= options.vram_limit_bytes);
-        before = b.weight_resident_bytes;
+        before[over % 2] = b.weight_resident_bytes;
         whole |= moved == 0;
         free(r);
         pllm_sequence_close(sequence);
@@ -252,6 +254,28 @@ static void shares(void **state)
     free(expected);
 }
 
+/* A simulated link carries the parts whatever the number of threads: the time tells. */
+static void linked(void **state)
+{
+    const char *model = *state;
+    rows *expected = expected_rows(model);
+    pllm_engine_options options = plain(2);
+    options.vram_limit_bytes = least_of(model, &options);
+    options.link_bytes_per_second = 400e6;
+    pllm_engine *engine = test_engine_open(model, &options);
+    rows *r = rows_new();
+    uint64_t started = pllm_clock_ns();
+    run(engine, r);
+    double seconds = (double)(pllm_clock_ns() - started) * 1e-9;
+    compare(r, expected, "over a link");
+    /* What is on its way for a pass that never comes is counted too. */
+    double carried = (double)stats_of(engine).weight_stream_bytes - 3 * GRANULE;
+    assert_true(carried > 0 && seconds >= carried / options.link_bytes_per_second);
+    free(r);
+    pllm_engine_close(engine);
+    free(expected);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +285,7 @@ int main(void)
         cmocka_unit_test_prestate(canceled, (void *)(uintptr_t)models[1]),
         cmocka_unit_test_prestate(least, (void *)(uintptr_t)models[0]),
         cmocka_unit_test_prestate(least, (void *)(uintptr_t)models[1]),
+        cmocka_unit_test_prestate(linked, (void *)(uintptr_t)models[0]),
         cmocka_unit_test_prestate(shares, (void *)(uintptr_t)models[0]),
         cmocka_unit_test_prestate(shares, (void *)(uintptr_t)models[1]),
     };
