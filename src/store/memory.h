@@ -11,6 +11,10 @@
  * before. Importing a piece or a slab shows all of it, so what is shared is shared within one
  * owner: the same uid, gid and mode.
  *
+ * A descriptor or handle that was given out cannot be called back, and its receiver may have kept
+ * it. So memory that has been a tensor's is zeroed and used again only for the same owner; for
+ * another it is given up and made anew.
+ *
  * Everything physical is charged to the budget's member, ready pieces too, from before it is made
  * until after it is gone. A block stays charged until pllm_store_memory_free, which the caller may
  * call only when no process maps it any more; if one may still (it broke off without saying so),
@@ -37,10 +41,10 @@ enum {
 
 typedef struct pllm_store_memory_options {
     uint32_t struct_bytes;
-    uint32_t legacy;            /* 1: legacy blocks are wanted; EUNSUPPORTED where there are none */
     uint64_t ready_bytes;       /* of pieces kept ready, charged; 0: none */
     uint64_t piece_bytes_max;   /* power of two; 0: 1 GiB */
     uint64_t small_bytes_max;   /* tensors up to it share a piece; 0: 1 MiB; UINT64_MAX: none do */
+    uint64_t legacy_bytes_max;  /* of slabs; 0: no legacy blocks */
     uint64_t slab_bytes;        /* of the legacy arena; 0: 32 MiB. Larger tensors get their own */
     uint64_t spilled_bytes_max; /* host memory for spilled blocks; 0: none is spilled */
 } pllm_store_memory_options;
@@ -55,8 +59,8 @@ int pllm_store_memory_open(const pllm_context *context, pllm_device *device,
 void pllm_store_memory_close(pllm_store_memory *memory);
 
 /* One step of work ahead (a piece made, zeroing submitted or taken in); none of it is needed for
- * any other call to be right. 1: there is more to do now; 0: nothing, or the budget is full.
- * Failures are told by the next create that meets them. */
+ * any other call to be right. 1: call again soon, there is more to do or the device is at it; 0:
+ * nothing to do, or the budget is full. Failures are told by the next create that meets them. */
 int pllm_store_memory_tick(pllm_store_memory *memory);
 /* Ticks until all is ready, waiting for the device. */
 void pllm_store_memory_prepare(pllm_store_memory *memory);
@@ -77,7 +81,7 @@ int pllm_store_memory_measure(const pllm_store_memory *memory, uint64_t bytes, u
 /* All zeros. Ready pieces of other sizes are given up before ENODEVMEM is answered.
  * Errors: EINVAL (0 bytes), ELIMIT (more than PLLM_STORE_BLOCK_PIECES_MAX pieces), EUNSUPPORTED
  * (legacy, and the device has none), ENODEVMEM (bare: spill something, then ask again), ENOMEM,
- * EDEVICE; then nothing changed but what is ready. */
+ * EDEVICE; then nothing changed but what is ready. legacy: ELIMIT also past legacy_bytes_max. */
 int pllm_store_memory_create(pllm_store_memory *memory, uint64_t bytes, uint32_t legacy,
                              const pllm_store_owner *owner, pllm_store_block **block_out);
 /* A block that a client of an earlier daemon holds: one descriptor a piece (they stay the
@@ -131,15 +135,16 @@ int pllm_store_memory_restore(pllm_store_memory *memory, pllm_store_block *block
 /* ---- figures ---- */
 typedef struct pllm_store_memory_stats {
     uint32_t block_count, legacy_count, spilled_count;
-    uint32_t piece_count;     /* that blocks have, shared ones once */
-    uint64_t block_bytes;     /* of tensors on the device */
-    uint64_t piece_bytes;     /* physical, that blocks have */
-    uint64_t ready_bytes;     /* clean and exported */
-    uint64_t dirty_bytes;     /* given back, not yet zero */
-    uint64_t slab_bytes;      /* physical, of the legacy arena */
-    uint64_t slab_used_bytes; /* of that, blocks' */
-    uint64_t spilled_bytes;   /* in host memory */
-    uint64_t charged_bytes;   /* piece + ready + dirty + slab: what the member is charged */
+    uint32_t piece_count;      /* that blocks have, shared ones once */
+    uint64_t block_bytes;      /* of tensors on the device */
+    uint64_t piece_bytes;      /* physical, that blocks have */
+    uint64_t ready_bytes;      /* clean and exported */
+    uint64_t dirty_bytes;      /* given back, not yet zero */
+    uint64_t legacy_bytes_max; /* of slabs; 0: no legacy blocks */
+    uint64_t slab_bytes;       /* physical, of the legacy arena */
+    uint64_t slab_used_bytes;  /* of that, blocks' */
+    uint64_t spilled_bytes;    /* in host memory */
+    uint64_t charged_bytes;    /* piece + ready + dirty + slab: what the member is charged */
     uint64_t ready_hits, ready_misses; /* pieces that create found ready, or had to make or zero */
 } pllm_store_memory_stats;
 void pllm_store_memory_stats_get(const pllm_store_memory *memory, pllm_store_memory_stats *out);

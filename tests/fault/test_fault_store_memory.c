@@ -1,0 +1,224 @@
+/* Every device call and every allocation under the store's memory fails once, for every N: a step
+ * that fails leaves tensors, their bytes and the charge as they were, and succeeds when it is tried
+ * again; at the end nothing is alive. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <dirent.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "device/cuda.h"
+#include "failing_context.h"
+#include "store/memory.h"
+
+#define MEBI ((uint64_t)1 << 20)
+#define FAKE PLLM_BINARY_DIR "/tests/libfake_cuda.so"
+#define BLOCKS 5
+
+static const pllm_store_owner ann = {1000, 1000, 0600}, bob = {1001, 1001, 0600};
+
+typedef struct world {
+    const pllm_context *context;
+    pllm_device *inner, *device;
+    pllm_budget *budget;
+    pllm_budget_member *member;
+    pllm_store_memory *memory;
+    pllm_store_block *blocks[BLOCKS];
+    uint32_t cuda, failures;
+    int expected; /* of a failed allocation; 0: any failure */
+} world;
+
+/* What a failed step may not change. */
+typedef struct snapshot {
+    uint64_t blocks, legacy, spilled, bytes, piece_bytes, spilled_bytes, slab_used;
+} snapshot;
+
+static snapshot look(const world *w)
+{
+    pllm_store_memory_stats s = {0};
+    if (!w->memory) return (snapshot){0};
+    pllm_store_memory_check(w->memory);
+    pllm_store_memory_stats_get(w->memory, &s);
+    return (snapshot){s.block_count, s.legacy_count,  s.spilled_count,  s.block_bytes,
+                      s.piece_bytes, s.spilled_bytes, s.slab_used_bytes};
+}
+
+#define STEP(w, call)                                                    \
+    do {                                                                 \
+        snapshot before = look(w);                                       \
+        int status_ = (call);                                            \
+        if (status_ < 0) {                                               \
+            snapshot after = look(w);                                    \
+            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
+            (w)->failures++;                                             \
+            assert_memory_equal(&before, &after, sizeof before);         \
+            status_ = (call);                                            \
+        }                                                                \
+        assert_int_equal(status_, PLLM_OK);                              \
+    } while (0)
+
+static int open_inner(world *w)
+{
+    pllm_cuda_device_options cuda = {.struct_bytes = sizeof cuda, .library = FAKE, .nvml = FAKE};
+    pllm_host_device_options host = {.struct_bytes = sizeof host, .capacity_bytes = 128 * MEBI};
+    return w->cuda ? pllm_device_open_cuda(w->context, &cuda, &w->inner)
+                   : pllm_device_open_host(w->context, &host, &w->inner);
+}
+
+static void expect_word(world *w, pllm_store_block *block, uint64_t offset, uint8_t value)
+{
+    uint8_t seen = 0;
+    STEP(w, pllm_store_block_read(w->memory, block, offset, 1, &seen));
+    assert_int_equal(seen, value);
+}
+
+static void adopt_and_let_go(world *w, const pllm_store_block *block)
+{
+    uint64_t bytes;
+    int fd;
+    pllm_store_block *adopted;
+    assert_int_equal(pllm_store_block_piece(block, 0, 1, &bytes, &fd), PLLM_OK);
+    STEP(w, pllm_store_memory_adopt(w->memory, 3 * MEBI, 0, &fd, &bytes, 1, 0, &ann, &adopted));
+    expect_word(w, adopted, 0, 11);
+    pllm_store_memory_free(w->memory, adopted, 0);
+    STEP(w, pllm_store_memory_adopt(w->memory, 1000, 512, &fd, &bytes, 1, 1, &ann, &adopted));
+    pllm_store_memory_free(w->memory, adopted, 1);
+}
+
+static void work(world *w)
+{
+    pllm_store_memory_options options = {.struct_bytes = sizeof options,
+                                         .ready_bytes = 8 * MEBI,
+                                         .legacy_bytes_max = 16 * MEBI,
+                                         .slab_bytes = 2 * MEBI,
+                                         .spilled_bytes_max = 16 * MEBI};
+    const uint8_t word = 11;
+    STEP(w, pllm_store_memory_open(w->context, w->device, w->member, &options, &w->memory));
+    for (int i = 0; i < 3; i++) (void)pllm_store_memory_tick(w->memory); /* may fail, is no error */
+    STEP(w, pllm_store_memory_create(w->memory, 3 * MEBI, 0, &ann, &w->blocks[0]));
+    STEP(w, pllm_store_block_write(w->memory, w->blocks[0], 0, 1, &word));
+    STEP(w, pllm_store_memory_create(w->memory, 7 * MEBI, 0, &bob, &w->blocks[1]));
+    STEP(w, pllm_store_memory_create(w->memory, 3000, 0, &ann, &w->blocks[2]));
+    STEP(w, pllm_store_block_write(w->memory, w->blocks[2], 2999, 1, &word));
+    STEP(w, pllm_store_memory_create(w->memory, 100, 0, &ann, &w->blocks[3]));
+    if (w->cuda) STEP(w, pllm_store_memory_create(w->memory, 5000, 1, &ann, &w->blocks[4]));
+    STEP(w, pllm_store_memory_spill(w->memory, w->blocks[0]));
+    STEP(w, pllm_store_memory_spill(w->memory, w->blocks[2]));
+    for (int i = 0; i < 3; i++) (void)pllm_store_memory_tick(w->memory);
+    STEP(w, pllm_store_memory_restore(w->memory, w->blocks[0]));
+    STEP(w, pllm_store_memory_restore(w->memory, w->blocks[2]));
+    expect_word(w, w->blocks[0], 0, 11);
+    expect_word(w, w->blocks[2], 2999, 11);
+    expect_word(w, w->blocks[2], 0, 0);
+    adopt_and_let_go(w, w->blocks[0]);
+    pllm_store_memory_free(w->memory, w->blocks[3], 0); /* its place again: to be zeroed */
+    STEP(w, pllm_store_memory_create(w->memory, 100, 0, &ann, &w->blocks[3]));
+    pllm_store_memory_free(w->memory, w->blocks[1], 0); /* dirty, taken before a tick sees it */
+    STEP(w, pllm_store_memory_create(w->memory, 7 * MEBI, 0, &bob, &w->blocks[1]));
+    expect_word(w, w->blocks[1], 5, 0);
+    pllm_store_memory_free(w->memory, w->blocks[1], 0);
+    (void)pllm_store_memory_tick(w->memory); /* being zeroed */
+    STEP(w, pllm_store_memory_create(w->memory, 7 * MEBI, 0, &bob, &w->blocks[1]));
+    expect_word(w, w->blocks[1], 5, 0);
+}
+
+static void clean(world *w)
+{
+    for (int i = 0; i < BLOCKS; i++) pllm_store_memory_free(w->memory, w->blocks[i], 0);
+    pllm_store_memory_check(w->memory);
+    pllm_store_memory_close(w->memory);
+    assert_int_equal(pllm_budget_charged(w->member), 0);
+    pllm_budget_leave(w->member);
+    pllm_budget_close(w->budget);
+    assert_int_equal(pllm_faulty_device_live(w->device), 0);
+    pllm_device_close(w->device);
+    pllm_device_close(w->inner);
+}
+
+static void begin(world *w, const pllm_faulty_device_options *faulty)
+{
+    STEP(w, open_inner(w));
+    STEP(w, pllm_device_open_faulty(w->context, w->inner, faulty, &w->device));
+    STEP(w, pllm_budget_open(w->context, 64 * MEBI, &w->budget));
+    STEP(w, pllm_budget_join(w->budget, "store", 0, 64 * MEBI, &w->member));
+}
+
+static uint32_t descriptors_open(void)
+{
+    uint32_t count = 0;
+    DIR *folder = opendir("/proc/self/fd");
+    assert_non_null(folder);
+    while (readdir(folder)) count++;
+    closedir(folder);
+    return count;
+}
+
+static void device_faults(uint32_t cuda, uint32_t fail_async)
+{
+    failing_context memory;
+    failing_context_init(&memory, FAILING_NEVER);
+    uint32_t descriptors = descriptors_open();
+    for (uint64_t n = 0;; n++) {
+        world w = {.context = &memory.context, .cuda = cuda};
+        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
+        begin(&w, &options);
+        work(&w);
+        assert_true(w.failures <= 1);
+        int hit = pllm_faulty_device_calls(w.device) > n;
+        clean(&w);
+        failing_context_check(&memory);
+        assert_int_equal(descriptors_open(), descriptors);
+        if (hit) continue;
+        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
+                      cuda ? "cuda, fake" : "host", fail_async ? ", asynchronously" : "");
+        assert_true(n >= 60);
+        return;
+    }
+}
+
+static void every_device_call_fails_once(void **state)
+{
+    (void)state;
+    device_faults(0, 0);
+    device_faults(1, 0);
+}
+
+static void every_device_call_fails_once_asynchronously(void **state)
+{
+    (void)state;
+    device_faults(0, 1);
+    device_faults(1, 1);
+}
+
+static void every_allocation_fails_once(void **state)
+{
+    (void)state;
+    for (uint32_t cuda = 0; cuda < 2; cuda++)
+        for (uint64_t n = 0;; n++) {
+            failing_context memory;
+            failing_context_init(&memory, n);
+            world w = {.context = &memory.context, .expected = PLLM_ENOMEM, .cuda = cuda};
+            begin(&w, NULL);
+            work(&w);
+            assert_true(w.failures <= 1); /* none if it was a tick that met it */
+            clean(&w);
+            failing_context_check(&memory);
+            if (failing_context_hit(&memory)) continue;
+            print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
+                          cuda ? "cuda, fake" : "host");
+            assert_true(n >= 40);
+            break;
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_device_call_fails_once),
+        cmocka_unit_test(every_device_call_fails_once_asynchronously),
+        cmocka_unit_test(every_allocation_fails_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
