@@ -248,17 +248,24 @@ static int in_group(const pllm_store_peer *peer, uint32_t gid)
 
 /* As for files, the first class that fits decides: an owner that its mode forbids to write may not,
  * though others may. */
-int pllm_registry_may(const pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,
-                      uint32_t access)
+int pllm_registry_allows(const pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,
+                         uint32_t access)
 {
     const tensor *t = &registry->tensors[slot];
     uint32_t shift = pllm_registry_owner(registry, peer, t) ? 6
                      : in_group(peer, t->record.gid)        ? 3
                                                             : 0;
-    if ((t->record.mode >> shift & access) == access) return PLLM_OK;
+    return (t->record.mode >> shift & access) == access;
+}
+
+int pllm_registry_may(const pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,
+                      uint32_t access)
+{
+    if (pllm_registry_allows(registry, peer, slot, access)) return PLLM_OK;
+    const pllm_store_record *record = &registry->tensors[slot].record;
     return pllm_fail(PLLM_EPERM, 0,
                      "user %u may not %s \"%s\": it belongs to user %u, with mode 0%o", peer->uid,
-                     access & 2 ? "write" : "read", t->record.name, t->record.uid, t->record.mode);
+                     access & 2 ? "write" : "read", record->name, record->uid, record->mode);
 }
 
 static int owner_check(const pllm_registry *registry, const pllm_store_peer *peer, const tensor *t,

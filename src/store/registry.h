@@ -85,6 +85,7 @@ typedef struct pllm_store_record {      /* a tensor, as the registry holds it; r
     uint32_t socket_count;    /* leases of kind SOCKET that refer to it */
     uint32_t fence_epoch;     /* how often its fence was poisoned */
     uint32_t fence_poisoned;
+    uint32_t abandoned;   /* a lease ended of which nobody knows whether it still maps this */
     uint64_t fence_value; /* the greatest ever signalled */
     uint64_t generation;  /* given when it is created, seen when it is READY */
     uint64_t shape[PLLM_STORE_RANK_MAX];
@@ -120,10 +121,21 @@ int pllm_registry_quota_set(pllm_registry *registry, uint32_t uid, uint64_t byte
 int pllm_registry_lease_open(pllm_registry *registry, pllm_store_lease_kind kind,
                              const pllm_store_peer *peer, uint64_t expires_ns,
                              pllm_store_lease *lease_out);
-/* Gives back all it holds. died: it did not say good-bye, and fences of what it had open for
- * writing are poisoned. An unknown lease is nothing. */
-void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease lease, int died,
+typedef enum pllm_store_end {                           /* how a lease ended */
+                              PLLM_STORE_END_CLEAN = 0, /* it said good-bye */
+                              PLLM_STORE_END_DIED = 1, /* it did not: fences of what it had open for
+                                                          writing are poisoned */
+                              PLLM_STORE_END_LOST =
+                                  2, /* died, and what it imported may be mapped still: abandoned */
+} pllm_store_end;
+/* Gives back all it holds. An unknown lease is nothing. */
+void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease lease, pllm_store_end end,
                                uint64_t now_ns);
+/* A connection ended, but its process lives and may have memory mapped: the lease becomes one of
+ * kind PID that is but an importer (so memory comes back when the process ends), or ends at once if
+ * it imports nothing. Opens are dropped, as for DIED, or CLEAN. */
+void pllm_registry_lease_orphan(pllm_registry *registry, pllm_store_lease lease, pllm_store_end end,
+                                uint64_t now_ns);
 int pllm_registry_lease_renew(pllm_registry *registry, pllm_store_lease lease,
                               uint64_t expires_ns); /* ESTALE */
 /* The lease of that process, if it has one: ENOTFOUND (bare). */
@@ -134,6 +146,7 @@ int pllm_registry_lease_of_pid(const pllm_registry *registry, uint32_t pid, uint
 int pllm_registry_lease_next(const pllm_registry *registry, pllm_store_lease_kind kind,
                              uint32_t *cursor, pllm_store_lease *lease_out,
                              const pllm_store_peer **peer_out);
+uint32_t pllm_registry_lease_kind(const pllm_registry *registry, pllm_store_lease lease); /* or 0 */
 uint32_t pllm_registry_lease_references(const pllm_registry *registry, pllm_store_lease lease);
 /* Ends timed leases that are over (died). Returns the next time one will be, or UINT64_MAX. */
 uint64_t pllm_registry_sweep(pllm_registry *registry, uint64_t now_ns);
@@ -187,7 +200,10 @@ int pllm_registry_find_generation(const pllm_registry *registry, uint32_t slot,
 const pllm_store_record *pllm_registry_record(const pllm_registry *registry, uint32_t slot);
 uint32_t pllm_registry_slot_max(const pllm_registry *registry);
 
-/* May the peer do this? access: 4 read, 2 write, or both. OK or EPERM. */
+/* May the peer do this? access: 4 read, 2 write, or both. 1 or 0. */
+int pllm_registry_allows(const pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,
+                         uint32_t access);
+/* The same as a status: OK, or EPERM with a sentence. */
 int pllm_registry_may(const pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,
                       uint32_t access);
 

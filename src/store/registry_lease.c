@@ -72,7 +72,16 @@ static void poison(pllm_registry *registry, tensor *t)
                              PLLM_EFFECT_BOARD | PLLM_EFFECT_MIRROR | PLLM_EFFECT_POISONED);
 }
 
-void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease number, int died,
+static void lease_free(pllm_registry *registry, lease *l)
+{
+    registry->timed_count -= l->kind == PLLM_STORE_LEASE_TIMED;
+    registry->lease_count--;
+    l->kind = 0;
+    l->next = registry->free_lease;
+    registry->free_lease = pllm_registry_lease_index(registry, l);
+}
+
+void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease number, pllm_store_end end,
                                uint64_t now_ns)
 {
     lease *l = pllm_registry_lease(registry, number);
@@ -80,16 +89,46 @@ void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease number,
     while (l->references != NONE) {
         reference *r = &registry->references[l->references];
         tensor *t = &registry->tensors[r->slot];
-        if (died && r->writers) poison(registry, t);
-        if (r->readers + r->writers) t->record.used_ns = now_ns;
+        if (end != PLLM_STORE_END_CLEAN && r->writers) poison(registry, t);
+        if (end == PLLM_STORE_END_LOST && r->importing) t->record.abandoned = 1;
+        if (r->readers + r->writers) {
+            t->record.used_ns = now_ns;
+            pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR);
+        }
         pllm_registry_reference_end(registry, r);
         pllm_registry_settle(registry, t);
     }
-    registry->timed_count -= l->kind == PLLM_STORE_LEASE_TIMED;
-    registry->lease_count--;
-    l->kind = 0;
-    l->next = registry->free_lease;
-    registry->free_lease = pllm_registry_lease_index(registry, l);
+    lease_free(registry, l);
+}
+
+void pllm_registry_lease_orphan(pllm_registry *registry, pllm_store_lease number,
+                                pllm_store_end end, uint64_t now_ns)
+{
+    lease *l = pllm_registry_lease(registry, number);
+    if (!l || l->kind != PLLM_STORE_LEASE_SOCKET) return;
+    for (uint32_t i = l->references, next; i != NONE; i = next) {
+        reference *r = &registry->references[i];
+        tensor *t = &registry->tensors[r->slot];
+        next = r->lease_next;
+        if (end != PLLM_STORE_END_CLEAN && r->writers) poison(registry, t);
+        if (r->readers + r->writers) {
+            t->record.used_ns = now_ns;
+            pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR);
+        }
+        if (r->importing) {
+            t->record.reference_count -= r->readers + r->writers;
+            t->record.writer_count -= r->writers;
+            t->record.socket_count--;
+            r->readers = r->writers = 0;
+        } else {
+            pllm_registry_reference_end(registry, r);
+            pllm_registry_settle(registry, t);
+        }
+    }
+    l->kind = PLLM_STORE_LEASE_PID; /* before anything is settled: counts are by kind */
+    for (uint32_t i = l->references; i != NONE; i = registry->references[i].lease_next)
+        pllm_registry_settle(registry, &registry->tensors[registry->references[i].slot]);
+    if (l->references == NONE) lease_free(registry, l);
 }
 
 int pllm_registry_lease_of_pid(const pllm_registry *registry, uint32_t pid, uint64_t pid_start,
@@ -119,6 +158,12 @@ int pllm_registry_lease_next(const pllm_registry *registry, pllm_store_lease_kin
     return 0;
 }
 
+uint32_t pllm_registry_lease_kind(const pllm_registry *registry, pllm_store_lease number)
+{
+    const lease *l = pllm_registry_lease(registry, number);
+    return l ? l->kind : 0;
+}
+
 uint32_t pllm_registry_lease_references(const pllm_registry *registry, pllm_store_lease number)
 {
     const lease *l = pllm_registry_lease(registry, number);
@@ -134,7 +179,8 @@ uint64_t pllm_registry_sweep(pllm_registry *registry, uint64_t now_ns)
         lease *l = &registry->leases[i];
         if (l->kind != PLLM_STORE_LEASE_TIMED) continue;
         if (l->expires_ns <= now_ns)
-            pllm_registry_lease_close(registry, lease_number(registry, l), 1, now_ns);
+            pllm_registry_lease_close(registry, lease_number(registry, l), PLLM_STORE_END_DIED,
+                                      now_ns);
         else if (l->expires_ns < next)
             next = l->expires_ns;
     }

@@ -39,32 +39,32 @@ typedef struct pllm_store_part {
     void (*close)(void *user); /* when the server closes; may be NULL */
 } pllm_store_part;
 
-typedef struct pllm_store_server_device {
+typedef struct pllm_store_served {
     pllm_device *device; /* borrowed */
     pllm_budget
         *budget; /* borrowed; attach it to a ledger to share a limit. NULL: one of its own */
     uint64_t limit_bytes; /* of the budget of its own; 0: none */
-} pllm_store_server_device;
+} pllm_store_served;
 
 typedef struct pllm_store_server_options {
     uint32_t struct_bytes;
     uint32_t device_count;
-    const pllm_store_server_device *devices; /* the first is the default one */
-    const char *socket;                      /* NULL: the default path (wire.h) */
-    uint32_t socket_mode;                    /* of the socket file; 0: 0600 */
-    uint32_t client_max;                     /* connections; 0: 1,024 */
-    uint32_t client_per_user_max;            /* of users but our own and root; 0: client_max / 4 */
-    uint32_t tensor_max, reference_max;      /* 0: 16,384 and 65,536 */
-    uint32_t watch_max;                      /* 0: 1,024 */
-    uint32_t count_per_user_max;             /* tensors; 0: no limit */
-    uint64_t bytes_per_user_max;             /* 0: no limit */
-    uint64_t ready_bytes;                    /* kept exported and zeroed beforehand, each device */
-    uint64_t spilled_bytes_max;              /* host memory, each device; 0: nothing is spilled */
-    uint32_t legacy;                         /* 1: legacy tensors, where a device has them */
-    uint32_t hello_ms;                       /* one that has not said HELLO goes; 0: 5,000 */
-    uint32_t stall_ms;                       /* one that takes no answers goes; 0: 10,000 */
-    uint32_t adopt_ms;                       /* offers are taken for so long; 0: 3,000 */
-    uint32_t sweep_ms;                       /* between looks at processes; 0: 500 */
+    const pllm_store_served *devices;   /* the first is the default one */
+    const char *socket;                 /* NULL: the default path (wire.h) */
+    uint32_t socket_mode;               /* of the socket file; 0: 0600 */
+    uint32_t client_max;                /* connections; 0: 1,024 */
+    uint32_t client_per_user_max;       /* of users but our own and root; 0: client_max / 4 */
+    uint32_t tensor_max, reference_max; /* 0: 16,384 and 65,536 */
+    uint32_t watch_max;                 /* 0: 1,024 */
+    uint32_t count_per_user_max;        /* tensors; 0: no limit */
+    uint64_t bytes_per_user_max;        /* 0: no limit */
+    uint64_t ready_bytes;               /* kept exported and zeroed beforehand, each device */
+    uint64_t spilled_bytes_max;         /* host memory, each device; 0: nothing is spilled */
+    uint32_t legacy;                    /* 1: legacy tensors, where a device has them */
+    uint32_t hello_ms;                  /* one that has not said HELLO goes; 0: 5,000 */
+    uint32_t stall_ms;                  /* one that takes no answers goes; 0: 10,000 */
+    uint32_t adopt_ms;                  /* offers are taken for so long; 0: 3,000 */
+    uint32_t sweep_ms;                  /* between looks at processes; 0: 500 */
 } pllm_store_server_options;
 
 /* Listens when it returns. The socket's folder is made (0700) if it is not there, and must be ours
