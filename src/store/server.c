@@ -22,7 +22,7 @@ enum {
     EVENTS_PER_WAIT = 64,
     ROUNDS_PER_TICK = 32, /* while there is always something to serve */
     PATROL_MS = 250,
-    TICK_LATER_MS = 20, /* memory has nothing to do now, but zeroing may be under way */
+    WORK_AHEAD_NS = 200000, /* at a time; a request waits no longer for it */
 };
 #define MS ((uint64_t)1000000)
 
@@ -94,7 +94,7 @@ static int device_open(pllm_store_server *server, const pllm_store_served *wante
     status = pllm_budget_join(budget, "store", 0, limit, &device->member);
     if (status < 0) return status;
     pllm_store_memory_options options = {.struct_bytes = sizeof options,
-                                         .legacy = server->options.legacy,
+                                         .legacy_bytes_max = server->options.legacy_bytes_max,
                                          .ready_bytes = server->options.ready_bytes,
                                          .spilled_bytes_max = server->options.spilled_bytes_max};
     status = pllm_store_memory_open(server->context, device->device, device->member, &options,
@@ -329,19 +329,17 @@ static void sweep(pllm_store_server *server)
     clock_set(server); /* the wall clock may have been set */
 }
 
-/* Zeroing goes on in the device while nobody looks, so memory that has nothing to do now is asked
- * again later, until it had nothing to do twice. */
+/* A moment's worth; zeroing goes on in the device, so where there is more it is looked at later. */
 static void work_ahead(pllm_store_server *server)
 {
-    int more = 0;
-    for (uint32_t i = 0; i < server->device_count; i++)
-        more |= pllm_store_memory_tick(server->devices[i].memory);
-    if (more)
-        server->tick_ns = server->now_ns;
-    else if (server->memory_busy++ < 3)
-        server->tick_ns = server->now_ns + TICK_LATER_MS * MS;
-    else
-        server->memory_busy = 0;
+    int more;
+    do {
+        more = 0;
+        for (uint32_t i = 0; i < server->device_count; i++)
+            more |= pllm_store_memory_tick(server->devices[i].memory);
+    } while (more && pllm_clock_ns() - server->now_ns < WORK_AHEAD_NS);
+    server->memory_busy = more;
+    server->tick_ns = server->now_ns + MS;
 }
 
 static void timers(pllm_store_server *server)

@@ -60,6 +60,7 @@ typedef struct pllm_store_server_options {
     uint64_t bytes_per_user_max;        /* 0: no limit */
     uint64_t ready_bytes;               /* kept exported and zeroed beforehand, each device */
     uint64_t spilled_bytes_max;         /* host memory, each device; 0: nothing is spilled */
+    uint64_t legacy_bytes_max;          /* of slabs for legacy tensors, each device; 0: none */
     uint32_t legacy;                    /* 1: legacy tensors, where a device has them */
     uint32_t hello_ms;                  /* one that has not said HELLO goes; 0: 5,000 */
     uint32_t stall_ms;                  /* one that takes no answers goes; 0: 10,000 */

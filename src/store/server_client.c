@@ -90,7 +90,6 @@ static void client_add(pllm_store_server *server, int fd)
                           .peer = peer,
                           .since_ns = server->now_ns};
             server->stats.client_count++;
-            if (!pllm_server_own(server, peer.uid)) server->many_users = 1;
             return;
         }
         why = strerror(errno);

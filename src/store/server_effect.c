@@ -1,10 +1,8 @@
 /* server_effect.c - what the registry's decisions mean in the world: the board's words, events for
  * watchers, the mirror's record, memory that goes; and the ways in which memory is made.
  *
- * Memory that has gone back may be mapped by nobody but who may read what comes next. As long as
- * only our own user (and root) is served, freed pieces are used again. With others about, pieces
- * that a process has had are given back to the system instead: a process could have kept a copy of
- * their descriptors. */
+ * Memory goes back when no process maps it any more, as far as they say; the memory itself sees to
+ * it that only the same owner gets it again. */
 #include <string.h>
 #include "base/clock.h"
 #include "store/server_internal.h"
@@ -82,11 +80,8 @@ static void watchers_tell(pllm_store_server *server, const pllm_registry_effect 
 
 static void memory_free(pllm_store_server *server, const pllm_store_record *record)
 {
-    enum { OWN_PIECE = 2 << 20 }; /* smaller ones share theirs within one owner */
-    uint32_t abandoned =
-        record->abandoned || (server->many_users && record->charge_bytes >= OWN_PIECE);
     pllm_store_memory_free(server->devices[record->device].memory, server->blocks[record->slot],
-                           abandoned);
+                           record->abandoned);
     server->blocks[record->slot] = NULL;
     server->memory_busy = 1;
     pllm_registry_freed(server->registry, record->slot);
@@ -174,7 +169,7 @@ int pllm_server_create(pllm_store_server *server, pllm_store_lease lease,
         return pllm_fail(PLLM_EINVAL, 0, "the store has no device %u: it has %u, from 0",
                          spec->device, server->device_count);
     uint32_t legacy = spec->kind == PLLM_STORE_KIND_LEGACY;
-    if (legacy && !server->options.legacy)
+    if (legacy && !server->options.legacy_bytes_max)
         return pllm_fail(PLLM_EUNSUPPORTED, 0, "this store was started without legacy tensors");
     status = pllm_store_memory_measure(server->devices[spec->device].memory, bytes, legacy,
                                        &spec->charge_bytes);

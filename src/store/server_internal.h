@@ -92,7 +92,6 @@ struct pllm_store_server {
     part_state parts[PLLM_STORE_PARTS_MAX];
     uint32_t part_count;
     atomic_int stopping;
-    int many_users;     /* somebody else than our own user and root was here */
     int memory_busy;    /* memory has work to do ahead */
     int stalled;        /* clients with answers pending */
     uint32_t log_count; /* lines about clients in this second */
