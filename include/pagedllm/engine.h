@@ -13,6 +13,7 @@
 #define PAGEDLLM_ENGINE_H
 
 #include "context.h"
+#include "sampling.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -130,8 +131,9 @@ typedef struct pllm_step_item {
     uint32_t logits;    /* 0: none; 1: after the last token; 2: after every token; 3: no row, but
                            next_id */
     int32_t status;     /* out: OK, or why this item failed */
-    uint32_t next_id;   /* out, logits 3: the most likely token after the last one. Of equals the
-                           lowest id; a NaN is never it. Where logits lie on a GPU, they stay there */
+    uint32_t next_id;   /* out, logits 3: the token after the last one, as `sampling` says. Where
+                           logits lie on a GPU, they stay there */
+    const pllm_sampling *sampling; /* NULL: the most likely; of equals the lowest id, never a NaN */
 } pllm_step_item;
 
 /* A row of logits [vocab_size] after token `position` of item `item`; valid during the call. A

@@ -363,6 +363,7 @@ void pllm_engine_close(pllm_engine *engine)
     pllm_disk_close(engine->disk);
     pllm_threads_close(engine->threads);
     pllm_free(engine->context, engine->inverse_frequency);
+    pllm_free(engine->context, engine->candidates);
     pllm_tokenizer_close(engine->tokenizer);
     pllm_model_close(engine->model);
     pllm_free(engine->context, engine);

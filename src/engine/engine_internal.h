@@ -14,6 +14,7 @@
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
 #include "kernels/attention.h"
+#include "kernels/sample.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
 
@@ -122,8 +123,9 @@ struct pllm_engine {
     pllm_workspace *workspace, *open_space;
     pllm_sequence *sequences;
     uint32_t sequence_count;
-    float *inverse_frequency; /* [rope.dims / 2] */
-    uint32_t context_max;     /* tokens a sequence may hold */
+    float *inverse_frequency;   /* [rope.dims / 2] */
+    pllm_candidate *candidates; /* [vocab_size], once a step samples */
+    uint32_t context_max;       /* tokens a sequence may hold */
     uint32_t row_max, chunk_max, stage_max;
     uint32_t tile_rows; /* prompt rows of one pass, cut at multiples of this */
 
@@ -165,11 +167,7 @@ int pllm_pass_sync(pass_thread *thread);
 int pllm_attend(pass_thread *thread);
 void pllm_attend_plan_first(pllm_pass *pass); /* thread 0, before the barrier that ends q, k, v */
 /* sampler.c */
-typedef struct pllm_sampler pllm_sampler;
-int pllm_sampler_open(const pllm_context *context, uint32_t vocab_size,
-                      const pllm_generate_options *options, pllm_sampler **sampler_out);
-uint32_t pllm_sampler_next(pllm_sampler *sampler, const float *logits);
-void pllm_sampler_close(pllm_sampler *sampler);
-uint32_t pllm_argmax(const float *logits, uint32_t count); /* as pllm_step_item.next_id */
+int pllm_sampling_check(const pllm_sampling *sampling);
+uint64_t pllm_sampling_draw(uint64_t *seed_state); /* the next 64 random bits */
 
 #endif

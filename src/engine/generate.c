@@ -16,25 +16,21 @@ typedef struct outlet {
 } outlet;
 
 typedef struct chooser {
-    pllm_sampler *sampler; /* NULL: greedy, which the engine does itself */
+    pllm_sampling sampling;
+    uint64_t seed_state;
     uint32_t id;
 } chooser;
-
-static int choose_token(void *user, uint32_t item, uint32_t position, const float *logits)
-{
-    chooser *c = user;
-    (void)item;
-    (void)position;
-    c->id = pllm_sampler_next(c->sampler, logits);
-    return 0;
-}
 
 /* One step of the sequence; the token after it ends up in choice->id. */
 static int take_step(pllm_engine *engine, pllm_step_item *item, chooser *choice)
 {
-    item->logits = choice->sampler ? 1 : LOGITS_NEXT;
-    int status = pllm_engine_step(engine, item, 1, choose_token, choice);
-    if (!choice->sampler) choice->id = item->next_id;
+    item->logits = LOGITS_NEXT;
+    if (choice->sampling.temperature > 0) {
+        choice->sampling.random = pllm_sampling_draw(&choice->seed_state);
+        item->sampling = &choice->sampling;
+    }
+    int status = pllm_engine_step(engine, item, 1, NULL, NULL);
+    choice->id = item->next_id;
     return status;
 }
 
@@ -173,15 +169,14 @@ int pllm_generate(pllm_engine *engine, pllm_sequence *sequence, const uint32_t *
     if (options->stop_count && !options->stop)
         return pllm_fail(PLLM_EINVAL, 0, "%u stop strings are announced, but none given",
                          options->stop_count);
-    chooser choice = {0};
+    chooser choice = {.sampling = {.temperature = options->temperature,
+                                   .top_p = options->top_p,
+                                   .top_k = options->top_k},
+                      .seed_state = options->seed};
     outlet out = {.options = options, .context = engine->context};
-    int status =
-        pllm_sampler_open(engine->context, engine->shape.vocab_size, options, &choice.sampler);
+    int status = pllm_sampling_check(&choice.sampling); /* also when greedy */
     if (status < 0) return status;
-    pllm_sampler *sampler = choice.sampler; /* opened also when greedy: it checks the options */
-    if (options->temperature == 0) choice.sampler = NULL;
     status = run(engine, sequence, ids, id_count, options, &choice, &out, result);
-    pllm_sampler_close(sampler);
     pllm_free(engine->context, out.held);
     return status;
 }

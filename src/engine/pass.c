@@ -53,7 +53,10 @@ int pllm_pass_deliver(pllm_pass *pass, uint32_t index, const float *logits)
     uint32_t which = pass->logit_items[index];
     pllm_step_item *item = &pass->step_items[which];
     if (item->logits == LOGITS_NEXT) {
-        item->next_id = pllm_argmax(logits, pass->engine->shape.vocab_size);
+        uint32_t count = pass->engine->shape.vocab_size;
+        item->next_id = item->sampling
+                            ? pllm_sample(logits, count, item->sampling, pass->engine->candidates)
+                            : pllm_argmax(logits, count);
         return PLLM_OK;
     }
     if (pass->sink(pass->sink_user, which, pass->logit_positions[index], logits) == 0)

@@ -9,7 +9,24 @@
 #include "base/hash.h"
 #include "engine/engine_internal.h"
 
-static int check_items(const pllm_engine *engine, pllm_step_item *items, uint32_t item_count)
+/* How the next token is to be drawn; and room to draw it here, which a device may do itself. */
+static int check_sampling(pllm_engine *engine, const pllm_step_item *item)
+{
+    if (item->logits != LOGITS_NEXT || !item->sampling) return PLLM_OK;
+    int status = pllm_sampling_check(item->sampling);
+    uint32_t count = engine->shape.vocab_size;
+    if (status < 0 || engine->candidates) return status;
+    if (count > PLLM_SAMPLE_MAX)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "%u tokens are too many to draw from; %d is the most", count,
+                         PLLM_SAMPLE_MAX);
+    engine->candidates = pllm_alloc_array(engine->context, count, sizeof *engine->candidates);
+    return engine->candidates
+               ? PLLM_OK
+               : pllm_fail_memory("sampling candidates", count * sizeof *engine->candidates);
+}
+
+static int check_items(pllm_engine *engine, pllm_step_item *items, uint32_t item_count)
 {
     if (item_count == 0 || item_count > engine->cache.sequence_max)
         return pllm_fail(PLLM_EINVAL, 0, "a step takes 1 to %u items (sequence_max), not %u",
@@ -40,6 +57,8 @@ static int check_items(const pllm_engine *engine, pllm_step_item *items, uint32_
                 return items[i].status =
                            pllm_fail(PLLM_EINVAL, 0, "token id %u is outside the vocabulary of %u",
                                      item->ids[j], engine->shape.vocab_size);
+        items[i].status = check_sampling(engine, item);
+        if (items[i].status < 0) return items[i].status;
     }
     return PLLM_OK;
 }

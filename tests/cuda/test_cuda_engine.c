@@ -18,6 +18,7 @@
 #include <cmocka.h>
 #include <pagedllm/context.h>
 #include "engine_support.h"
+#include "kernels/sample.h"
 
 enum { TOKEN_COUNT = 1445, SEQUENCES = 3, ROWS_KEPT = 400 };
 
@@ -262,7 +263,8 @@ static void blocks_on_disk(void **state)
     free(expected.logits);
 }
 
-/* The id chosen on the device is that of the largest logit of a row that was copied out. */
+/* The id chosen on the device is that of the largest logit of a row that was copied out; or the one
+ * that the CPU draws from it. */
 static void next_ids(void **state)
 {
     (void)state;
@@ -274,7 +276,12 @@ static void next_ids(void **state)
         assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
     uint32_t ids[1000];
     for (uint32_t i = 0; i < 1000; i++) ids[i] = id_at(0, i);
+    pllm_candidate *scratch = malloc(VOCAB * sizeof *scratch);
     for (uint32_t round = 0; round < 4; round++) {
+        pllm_sampling sampling = {.temperature = 1.5f,
+                                  .top_k = round == 2 ? 50 : 0,
+                                  .top_p = 0.9f,
+                                  .random = 0x9e3779b97f4a7c15u * (round + 1)};
         pllm_step_item item = {.ids = ids + (round ? 996 + round - 1 : 0),
                                .token_count = round ? 1 : 996,
                                .generated = round > 0,
@@ -283,13 +290,16 @@ static void next_ids(void **state)
         assert_int_equal(pllm_engine_step(engine, &item, 1, keep, &r), PLLM_OK);
         item.sequence = sequences[1];
         item.logits = 3;
+        item.sampling = round % 2 ? NULL : &sampling;
         assert_int_equal(pllm_engine_step(engine, &item, 1, NULL, NULL), PLLM_OK);
         const float *row = r.logits + (uint64_t)(r.count - 1) * VOCAB;
         uint32_t best = 0;
         for (uint32_t i = 1; i < VOCAB; i++)
             if (row[i] > row[best]) best = i;
+        if (item.sampling) best = pllm_sample(row, VOCAB, &sampling, scratch);
         assert_int_equal(item.next_id, best);
     }
+    free(scratch);
     assert_int_equal(r.count, 4);
     for (uint32_t i = 0; i < 2; i++) pllm_sequence_close(sequences[i]);
     pllm_engine_close(engine);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include "engine/parts.h"
 #include "engine_support.h"
+#include "kernels/sample.h"
 #include "tier/disk_sim.h"
 
 #define MODEL PLLM_SOURCE_DIR "/tests/reference/models/llama"
@@ -261,15 +262,18 @@ static void a_lost_block_harms_its_own_sequence_only(void **state)
     free(expected[1].logits);
 }
 
-/* The id an item asks for is that of the largest logit, beside another item that wants its row. */
-static void the_next_id_is_the_largest_logit(void **state)
+/* The id an item asks for is that of the largest logit, or drawn as it says, beside another item
+ * that wants its row. */
+static void the_next_id_is_what_sampling_says(void **state)
 {
     (void)state;
+    pllm_candidate scratch[VOCAB];
     pllm_engine_options options = {
         .struct_bytes = sizeof options, .sequence_max = 2, .context_max = 512};
     pllm_engine *engine = test_engine_open(MODEL, &options);
     pllm_sequence *sequences[2];
     rows r = rows_new(1);
+    uint32_t others = 0;
     for (uint32_t i = 0; i < 2; i++)
         assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
     for (uint32_t round = 0; round < 5; round++) {
@@ -277,14 +281,28 @@ static void the_next_id_is_the_largest_logit(void **state)
         pllm_step_item items[2];
         for (uint32_t i = 0; i < 2; i++)
             items[i] = item_of(sequences[i], 0, count, round > 0, ids[i]);
+        pllm_sampling sampling = {
+            .temperature = 2, .top_k = 200, .random = 0x123456789abcdefu * round};
         items[0].logits = 3;
+        items[0].sampling = round > 1 ? &sampling : NULL;
         uint32_t position = pllm_sequence_length(sequences[1]) + count - 1;
         assert_int_equal(pllm_engine_step(engine, items, 2, keep, &r), PLLM_OK);
         uint32_t best = 0;
         for (uint32_t i = 1; i < VOCAB; i++)
             if (r.logits[position][i] > r.logits[position][best]) best = i;
+        if (round > 1) {
+            uint32_t likeliest = best;
+            best = pllm_sample(r.logits[position], VOCAB, &sampling, scratch);
+            others += best != likeliest;
+        }
         assert_int_equal(items[0].next_id, best);
     }
+    assert_true(others > 0);
+    uint32_t id = 1;
+    pllm_sampling wrong = {.temperature = -1};
+    pllm_step_item refused = {
+        .sequence = sequences[0], .ids = &id, .token_count = 1, .logits = 3, .sampling = &wrong};
+    assert_int_equal(pllm_engine_step(engine, &refused, 1, NULL, NULL), PLLM_EINVAL);
     for (uint32_t i = 0; i < 2; i++) pllm_sequence_close(sequences[i]);
     pllm_engine_close(engine);
     free(r.logits);
@@ -297,7 +315,7 @@ int main(void)
         cmocka_unit_test(limits_change_live),
         cmocka_unit_test(the_context_ends_where_it_was_said),
         cmocka_unit_test(a_lost_block_harms_its_own_sequence_only),
-        cmocka_unit_test(the_next_id_is_the_largest_logit),
+        cmocka_unit_test(the_next_id_is_what_sampling_says),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,7 +70,8 @@ static uint32_t count_args(const pllm_engine *engine)
     uint64_t pairs = layers * (2 * (engine->row_max / PLLM_BLOCK_TOKENS + 2 * sequences + 2) +
                                4 * (engine->row_max / state->tile_rows + sequences + 2));
     return (uint32_t)(4 * (sequences + 4) + 4 * (engine->row_max + 4ull) +
-                      8ull * state->segment_max + pairs + wave_args);
+                      8ull * state->segment_max + pairs + wave_args +
+                      LOGIT_ROWS * sizeof(pllm_sampling) / sizeof(uint32_t));
 }
 
 /* Sizes that follow from tile_rows; pass_rows: of a pass, if it may have more than a tile. Returns

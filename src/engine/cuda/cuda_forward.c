@@ -711,6 +711,36 @@ static int run_prompts(pllm_engine *engine, const pass_args *a)
     return status;
 }
 
+static pllm_step_item *logits_item(const pllm_pass *pass, uint32_t index)
+{
+    return &pass->step_items[pass->logit_items[index]];
+}
+
+/* The next token of each of these rows of logits, into y. */
+static int choose_next(pllm_engine *engine, uint32_t first, uint32_t count)
+{
+    pllm_cuda_state *state = engine->cuda;
+    uint32_t vocab = engine->shape.vocab_size, used = state->args_used, drawn = 0;
+    pllm_sampling samplings[LOGIT_ROWS] = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        const pllm_step_item *item = logits_item(&engine->pass, first + i);
+        if (item->sampling) samplings[i] = *item->sampling;
+        drawn += item->sampling != NULL;
+    }
+    if (drawn == 0)
+        return pllm_cuda_argmax(state->rows, state->compute, state->logits, vocab, count, vocab,
+                                state->y, 1);
+    pllm_va va; /* the place serves every part of the logits: each is waited for */
+    void *args = pllm_cuda_args(state, count * sizeof *samplings / sizeof(uint32_t), &va);
+    if (!args) return pllm_fail(PLLM_ELIMIT, 0, "there is no room to say how tokens are drawn");
+    state->args_used = used;
+    memcpy(args, samplings, count * sizeof *samplings);
+    int status = upload(engine, va, args, count * sizeof *samplings);
+    if (status < 0) return status;
+    return pllm_cuda_sample(state->rows, state->compute, state->logits, vocab, count, vocab, va,
+                            state->y, 0);
+}
+
 /* Logits [first, first + count) of the pass, whose rows lie in x; at most LOGIT_ROWS. */
 static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint32_t first,
                        uint32_t count)
@@ -736,13 +766,12 @@ static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint3
     if (status < 0) return status;
     int all_next = 1; /* nobody wants rows: then they stay where they are */
     for (uint32_t i = 0; i < count; i++)
-        all_next &= pass->step_items[pass->logit_items[first + i]].logits == LOGITS_NEXT;
+        all_next &= logits_item(pass, first + i)->logits == LOGITS_NEXT;
     pllm_copy out = {.to = (uintptr_t)state->logits_out,
                      .from = state->logits,
                      .bytes = (uint64_t)count * s->vocab_size * sizeof(float)};
     if (all_next) {
-        status = pllm_cuda_argmax(state->rows, state->compute, state->logits, s->vocab_size, count,
-                                  s->vocab_size, state->y, 1);
+        status = choose_next(engine, first, count);
         if (status < 0) return status;
         out.from = state->y;
         out.bytes = count * sizeof(uint32_t);
@@ -752,8 +781,7 @@ static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint3
         status = engine->device->ops->stream_sync(engine->device, state->compute);
     for (uint32_t i = 0; status == PLLM_OK && i < count; i++)
         if (all_next)
-            memcpy(&pass->step_items[pass->logit_items[first + i]].next_id, state->logits_out + i,
-                   sizeof(uint32_t));
+            memcpy(&logits_item(pass, first + i)->next_id, state->logits_out + i, sizeof(uint32_t));
         else
             status = pllm_pass_deliver(&engine->pass, first + i,
                                        state->logits_out + (uint64_t)i * s->vocab_size);

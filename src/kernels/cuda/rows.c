@@ -9,6 +9,7 @@
 #include "kernels/cuda/linear_format.h"
 #include "kernels/cuda/rotary_arguments.h"
 #include "kernels/cuda/tensor_arguments.h"
+#include "kernels/sample.h"
 
 typedef enum row_kernel {
     EMBED,
@@ -21,6 +22,7 @@ typedef enum row_kernel {
     ROTARY_WIDE,
     ROTARY_ANY,
     ARGMAX,
+    SAMPLE,
     RANDOM_WIDE,
     RANDOM_ANY,
     RANDOM_QUANTISED,
@@ -43,6 +45,7 @@ static const struct {
     [ROTARY_WIDE] = {"rotary", "pllm_rotary_wide"},
     [ROTARY_ANY] = {"rotary", "pllm_rotary_any"},
     [ARGMAX] = {"argmax", "pllm_argmax"},
+    [SAMPLE] = {"sample", "pllm_sample"},
     [RANDOM_WIDE] = {"random", "pllm_random_wide"},
     [RANDOM_ANY] = {"random", "pllm_random_any"},
     [RANDOM_QUANTISED] = {"random", "pllm_random_quantised"},
@@ -51,7 +54,7 @@ static const struct {
     [TENSOR_TOTAL] = {"tensor", "pllm_tensor_total"},
 };
 
-enum { BLOCK = 256, ROTARY_BLOCK = 128, SWIGLU_FEW = 1 << 17, ROW_FILES = 7, GRID_Y_MAX = 65535 };
+enum { BLOCK = 256, ROTARY_BLOCK = 128, SWIGLU_FEW = 1 << 17, ROW_FILES = 8, GRID_Y_MAX = 65535 };
 
 struct pllm_cuda_rows {
     const pllm_context *context;
@@ -326,6 +329,22 @@ int pllm_cuda_argmax(pllm_cuda_rows *o, pllm_stream *stream, pllm_va logits, uin
                                    .threads = 512,
                                    .dependent = dependent},
                   arguments);
+}
+
+int pllm_cuda_sample(pllm_cuda_rows *o, pllm_stream *stream, pllm_va logits, uint64_t stride,
+                     uint32_t rows, uint32_t n, pllm_va samplings, pllm_va ids_out,
+                     uint32_t dependent)
+{
+    if (rows == 0) return PLLM_OK;
+    if (n == 0 || n > PLLM_SAMPLE_MAX)
+        return pllm_fail(PLLM_EINVAL, 0, "a token of %u: give 1 to %d logits", n, PLLM_SAMPLE_MAX);
+    if (stride < n) return fail_stride("logits", stride, n);
+    if (samplings % 8 || rows > INT32_MAX)
+        return pllm_fail(PLLM_EINVAL, 0, "%u samplings at %llx: they lie at 8 bytes", rows,
+                         (unsigned long long)samplings);
+    void *arguments[] = {&logits, &stride, &n, &samplings, &ids_out};
+    return launch(o, stream, SAMPLE,
+                  (pllm_cuda_grid){.x = rows, .threads = 1024, .dependent = dependent}, arguments);
 }
 
 int pllm_cuda_random(pllm_cuda_rows *o, pllm_stream *stream, const pllm_cuda_matrix *to,

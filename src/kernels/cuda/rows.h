@@ -69,6 +69,12 @@ int pllm_cuda_argmax(pllm_cuda_rows *o, pllm_stream *stream, pllm_va logits /* F
                      uint64_t stride, uint32_t rows, uint32_t n, pllm_va ids_out,
                      uint32_t dependent);
 
+/* ids_out u32[rows]: the tokens that pllm_sample (kernels/sample.h) draws, n <= PLLM_SAMPLE_MAX.
+ * samplings: a pllm_sampling a row, at 8 bytes. */
+int pllm_cuda_sample(pllm_cuda_rows *o, pllm_stream *stream, pllm_va logits /* F32 */,
+                     uint64_t stride, uint32_t rows, uint32_t n, pllm_va samplings, pllm_va ids_out,
+                     uint32_t dependent);
+
 /* Fills to's rows with random weights of the given standard deviation. They are rows row_first.. of
  * a whole: an element's number depends on the seed and on its place in the whole, so that a matrix
  * may be made in pieces. Plain formats: normal; quantised ones: see random.cu. */
