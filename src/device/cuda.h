@@ -115,7 +115,8 @@ int pllm_cuda_ipc_open(pllm_device *device, const uint8_t handle[PLLM_CUDA_IPC_B
                        pllm_va *va_out, uint64_t *bytes_out);
 void pllm_cuda_ipc_close(pllm_device *device, pllm_va va); /* what open gave; 0 is fine */
 
-/* Where kernels find memory of host_alloc: any address inside it. 0: they can't (not pinned). */
+/* Where kernels find memory of host_alloc: any address inside it. 0: they can't (not pinned, or in
+ * parts). */
 pllm_va pllm_cuda_host_va(pllm_device *device, const void *pointer);
 
 /* Graphs. Between begin and end, what is submitted to the stream (launches, copies, fills, events

@@ -76,6 +76,7 @@ static void cuda_close(pllm_device *device)
     pthread_mutex_destroy(&cuda->ipc_lock);
     pthread_mutex_destroy(&cuda->lock);
     pllm_ranges_deinit(&cuda->ranges);
+    pllm_free(device->context, cuda->parts);
     cuda_driver_close(&cuda->driver);
     pllm_free(device->context, cuda);
 }

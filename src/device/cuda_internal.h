@@ -26,6 +26,12 @@ typedef struct cuda_opened { /* another process's allocation */
     uint32_t count; /* of opens not yet closed */
 } cuda_opened;
 
+/* Host memory that was pinned in parts from its start on, since it could not be as a whole: one
+ * copy may not reach from one part into the next, nor into what follows them and is not pinned. */
+typedef struct cuda_parts {
+    uint64_t start, bytes, pinned_bytes;
+} cuda_parts;
+
 typedef struct cuda_device {
     pllm_device base;
     cuda_driver driver;
@@ -37,7 +43,7 @@ typedef struct cuda_device {
     pllm_cuda_attributes attributes;
     uint64_t used_before_bytes; /* NVML's figure before the context was made */
     uint64_t granularity_bytes, chunk_bytes, capacity_bytes;
-    pthread_mutex_t lock; /* ranges, used_bytes */
+    pthread_mutex_t lock; /* ranges, used_bytes, parts */
     pllm_ranges ranges;
     uint64_t used_bytes;      /* of chunks created here */
     pthread_mutex_t ipc_lock; /* opened; before lock */
@@ -46,7 +52,11 @@ typedef struct cuda_device {
     _Atomic uint32_t exportable;     /* chunks are made so that they can be exported */
     _Atomic uint32_t no_read_only;   /* the driver refused access for reading only */
     _Atomic uint32_t no_batch;       /* this driver refused a batch of copies */
-    _Atomic uint32_t unpinned_count; /* host allocations that could not be pinned */
+    _Atomic uint32_t unpinned_count; /* host allocations that could not be pinned, all of them */
+    cuda_parts *parts;
+    uint32_t parts_room;
+    _Atomic uint32_t parts_count;
+    _Atomic uint32_t unpinned_told;
 } cuda_device;
 
 typedef struct cuda_stream {
@@ -93,6 +103,8 @@ int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read
                       pllm_chunk **chunk_out);
 int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out);
 void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes);
+/* How many bytes from an address of host memory one copy may take, up to `bytes`. */
+uint64_t cuda_host_run(cuda_device *cuda, uint64_t address, uint64_t bytes);
 cuda_allocation cuda_allocation_of(const cuda_device *cuda);
 
 /* cuda_stream.c */

@@ -23,6 +23,7 @@
 #define TOUCH_BYTES ((uint64_t)2 << 20) /* one task of touching: a huge page */
 #define TEAM_BYTES ((uint64_t)64 << 20) /* from here on threads pay */
 #define TEAM_MAX 16u
+#define PART_BYTES ((uint64_t)16 << 20) /* pinned at a time where a whole is refused */
 
 typedef struct cuda_chunk {
     uint64_t bytes;
@@ -396,6 +397,95 @@ static uint64_t page_round(uint64_t bytes)
     return (bytes + page - 1) / page * page;
 }
 
+static int register_host(cuda_device *cuda, void *memory, uint64_t bytes)
+{
+    return cuda->driver.host_register(memory, bytes,
+                                      CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP);
+}
+
+static void unregister_parts(cuda_device *cuda, uint64_t start, uint64_t bytes)
+{
+    for (uint64_t at = 0; at < bytes; at += PART_BYTES)
+        CUDA_NOTE(cuda, host_unregister, (void *)(uintptr_t)(start + at));
+}
+
+/* Under the lock: the parts that an address lies in, or parts_count. */
+static uint32_t parts_at(const cuda_device *cuda, uint64_t address)
+{
+    uint32_t i = 0, count = atomic_load(&cuda->parts_count);
+    while (i < count && address - cuda->parts[i].start >= cuda->parts[i].bytes) i++;
+    return i;
+}
+
+/* The parts that begin at start are let go and forgotten. Returns 0: there are none. */
+static int forget_parts(cuda_device *cuda, uint64_t start, cuda_parts *parts_out)
+{
+    if (atomic_load(&cuda->parts_count) == 0) return 0;
+    pthread_mutex_lock(&cuda->lock);
+    uint32_t i = parts_at(cuda, start), count = atomic_load(&cuda->parts_count);
+    int found = i < count;
+    if (found) {
+        *parts_out = cuda->parts[i];
+        cuda->parts[i] = cuda->parts[count - 1];
+        atomic_store(&cuda->parts_count, count - 1);
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    if (found) unregister_parts(cuda, start, parts_out->pinned_bytes);
+    return found;
+}
+
+/* A whole that was refused is tried in parts, from its start as far as that goes. Returns how many
+ * bytes are pinned, and are noted as parts; *code: the driver's last word. */
+static uint64_t pin_parts(cuda_device *cuda, char *memory, uint64_t bytes, int *code)
+{
+    uint64_t pinned = 0;
+    if (bytes <= PART_BYTES) return 0;
+    while (pinned < bytes) {
+        uint64_t part = bytes - pinned < PART_BYTES ? bytes - pinned : PART_BYTES;
+        *code = register_host(cuda, memory + pinned, part);
+        if (*code != CUDA_OK) break;
+        pinned += part;
+    }
+    if (pinned == 0) return 0;
+    pthread_mutex_lock(&cuda->lock);
+    uint32_t count = atomic_load(&cuda->parts_count);
+    if (count == cuda->parts_room) {
+        uint32_t room = count ? 2 * count : 16;
+        cuda_parts *grown =
+            pllm_grow(cuda->base.context, cuda->parts, count * sizeof *grown, room * sizeof *grown);
+        if (grown) {
+            cuda->parts = grown;
+            cuda->parts_room = room;
+        }
+    }
+    int noted = count < cuda->parts_room;
+    if (noted) {
+        cuda->parts[count] = (cuda_parts){(uintptr_t)memory, bytes, pinned};
+        atomic_store(&cuda->parts_count, count + 1);
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    if (noted) return pinned;
+    unregister_parts(cuda, (uintptr_t)memory, pinned);
+    return 0;
+}
+
+/* Once a device: who reads it knows what to do, and it would be said of every slab. */
+static void tell_unpinned(cuda_device *cuda, uint64_t bytes, uint64_t pinned, int code)
+{
+    char text[256];
+    cuda_error_text(&cuda->driver, code, text, sizeof text);
+    if (atomic_exchange(&cuda->unpinned_told, 1))
+        pllm_log(cuda->base.context, PLLM_LOG_INFO, "%llu more MiB of host memory are not pinned",
+                 (unsigned long long)((bytes - pinned) >> 20));
+    else
+        pllm_log(cuda->base.context, PLLM_LOG_WARN,
+                 "%.2f of %.2f GiB of host memory, and maybe more later, could not be pinned (%s): "
+                 "copies to and from it run at a fraction of the link's speed and hold up the "
+                 "thread that submits them, and kernels can't reach it; use less host memory "
+                 "(ulimit -l is not what limits it)",
+                 (double)(bytes - pinned) / (1 << 30), (double)bytes / (1 << 30), text);
+}
+
 int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
 {
     cuda_device *cuda = cuda_of(device);
@@ -404,31 +494,35 @@ int cuda_host_alloc(pllm_device *device, uint64_t bytes, void **pointer_out)
     if (status == PLLM_OK) status = pllm_arena_host_alloc(bytes, pointer_out);
     if (status < 0) return status;
     touch_all(device->context, *pointer_out, bytes);
-    int code = cuda->driver.host_register(*pointer_out, page_round(bytes),
-                                          CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP);
+    uint64_t whole = page_round(bytes), pinned = 0;
+    int code = register_host(cuda, *pointer_out, whole);
     if (code == CUDA_OK) return PLLM_OK;
-    if (cuda_error_sticks(code)) {
-        status = cuda_check(cuda, CUDA_CALL_host_register, code);
-        pllm_arena_host_free(*pointer_out, bytes);
-        *pointer_out = NULL;
-        return status;
+    if (!cuda_error_sticks(code)) pinned = pin_parts(cuda, *pointer_out, whole, &code);
+    if (!cuda_error_sticks(code)) {
+        if (pinned == whole) return PLLM_OK;
+        atomic_fetch_add(&cuda->unpinned_count, 1);
+        tell_unpinned(cuda, whole, pinned, code);
+        return PLLM_OK;
     }
-    char text[256];
-    cuda_error_text(&cuda->driver, code, text, sizeof text);
-    atomic_fetch_add(&cuda->unpinned_count, 1);
-    pllm_log(device->context, PLLM_LOG_WARN,
-             "%.1f GiB of host memory could not be pinned (%s): copies to and from it run at a "
-             "fraction of the link's speed and hold up the thread that submits them, and kernels "
-             "can't reach it; use less host memory (ulimit -l is not what limits it)",
-             (double)bytes / (1 << 30), text);
-    return PLLM_OK;
+    status = cuda_check(cuda, CUDA_CALL_host_register, code);
+    cuda_parts parts;
+    (void)forget_parts(cuda, (uintptr_t)*pointer_out, &parts);
+    pllm_arena_host_free(*pointer_out, bytes);
+    *pointer_out = NULL;
+    return status;
 }
 
 void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes)
 {
     cuda_device *cuda = cuda_of(device);
+    cuda_parts parts;
     if (!pointer) return;
     cuda->driver.context_set_current(cuda->context);
+    if (forget_parts(cuda, (uintptr_t)pointer, &parts)) {
+        if (parts.pinned_bytes < parts.bytes) atomic_fetch_sub(&cuda->unpinned_count, 1);
+        pllm_arena_host_free(pointer, bytes);
+        return;
+    }
     int code = cuda->driver.host_unregister(pointer);
     if (code == CUDA_NOT_REGISTERED)
         atomic_fetch_sub(&cuda->unpinned_count, 1);
@@ -437,10 +531,29 @@ void cuda_host_free(pllm_device *device, void *pointer, uint64_t bytes)
     pllm_arena_host_free(pointer, bytes);
 }
 
+uint64_t cuda_host_run(cuda_device *cuda, uint64_t address, uint64_t bytes)
+{
+    if (atomic_load(&cuda->parts_count) == 0) return bytes;
+    pthread_mutex_lock(&cuda->lock);
+    uint32_t i = parts_at(cuda, address);
+    if (i < atomic_load(&cuda->parts_count)) {
+        uint64_t at = address - cuda->parts[i].start, pinned = cuda->parts[i].pinned_bytes;
+        uint64_t end = at / PART_BYTES * PART_BYTES + PART_BYTES;
+        if (at < pinned && end - at < bytes) bytes = end - at;
+        if (at < pinned && pinned - at < bytes) bytes = pinned - at;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    return bytes;
+}
+
 pllm_va pllm_cuda_host_va(pllm_device *device, const void *pointer)
 {
     cuda_device *cuda;
     uint64_t va = 0;
     if (!pointer || cuda_unwrap(device, NULL, NULL, &cuda) < 0 || cuda_enter(cuda) < 0) return 0;
+    pthread_mutex_lock(&cuda->lock);
+    int in_parts = parts_at(cuda, (uintptr_t)pointer) < atomic_load(&cuda->parts_count);
+    pthread_mutex_unlock(&cuda->lock);
+    if (in_parts) return 0; /* what is said of one address must hold for the allocation */
     return cuda->driver.host_va(&va, (void *)(uintptr_t)pointer, 0) == CUDA_OK ? va : 0;
 }

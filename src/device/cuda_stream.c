@@ -263,12 +263,19 @@ static int copy_each(cuda_stream *stream, pllm_copy_kind kind, const pllm_copy *
                      uint32_t first, uint32_t copy_count, uint32_t submitted_count)
 {
     for (uint32_t i = first; i < copy_count; i++) {
-        uint32_t call;
-        if (copies[i].bytes == 0) continue;
-        int code = copy_one(stream, kind, &copies[i], &call);
-        if (code != CUDA_OK)
-            return submitted(stream, cuda_check(stream->cuda, call, code), submitted_count);
-        submitted_count++;
+        uint64_t bytes;
+        for (uint64_t at = 0; at < copies[i].bytes; at += bytes) {
+            uint32_t call;
+            pllm_copy run = {copies[i].to + at, copies[i].from + at, copies[i].bytes - at};
+            if (kind != PLLM_COPY_WITHIN)
+                run.bytes = cuda_host_run(stream->cuda, kind == PLLM_COPY_IN ? run.from : run.to,
+                                          run.bytes);
+            bytes = run.bytes;
+            int code = copy_one(stream, kind, &run, &call);
+            if (code != CUDA_OK)
+                return submitted(stream, cuda_check(stream->cuda, call, code), submitted_count);
+            submitted_count++;
+        }
     }
     return PLLM_OK;
 }
@@ -309,9 +316,10 @@ int cuda_copy_batch(pllm_device *device, pllm_stream *handle, pllm_copy_kind kin
     if (status == PLLM_OK) status = cuda_enter(cuda);
     if (status < 0) return status;
     uint32_t next = 0, submitted_count = 0;
-    /* Graphs don't take batches, and the driver wants pinned memory in them. */
+    /* Graphs don't take batches, and the driver wants pinned memory in them, of one piece. */
     if (copy_count > 1 && cuda->driver.copy_batch && !atomic_load(&cuda->no_batch) &&
-        (kind == PLLM_COPY_WITHIN || atomic_load(&cuda->unpinned_count) == 0) &&
+        (kind == PLLM_COPY_WITHIN ||
+         (atomic_load(&cuda->unpinned_count) == 0 && atomic_load(&cuda->parts_count) == 0)) &&
         !is_capturing(stream)) {
         while (next < copy_count) {
             uint32_t group_count;

@@ -35,7 +35,12 @@ typedef struct plain { /* a plain allocation, or another process's that was open
 } plain;
 static plain plains[PLAIN_MAX];
 static memory memories[MEMORY_MAX]; /* handle: index + 1 */
-static void *pinned[PINNED_MAX];    /* starts of registered memory */
+static struct {
+    char *start;
+    size_t bytes;
+} pinned[PINNED_MAX]; /* registered memory */
+static size_t pinned_bytes;
+static uint32_t pinned_end; /* none at or past this was ever used */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local void *current; /* the thread's context */
 static char context_mark;           /* its address is the primary context */
@@ -72,6 +77,11 @@ static int step(const char *call)
 static void count(int64_t change)
 {
     atomic_fetch_add(&state.live, change);
+}
+
+static uint64_t used_bytes(void)
+{
+    return atomic_load(&state.created_bytes) + atomic_load(&state.graphs) * state.graph_cost;
 }
 
 /* ---- the driver and its devices ---- */
@@ -177,7 +187,7 @@ static int fake_memory_info(size_t *free_bytes, size_t *total_bytes)
 {
     STEP_IN("cuMemGetInfo");
     *total_bytes = TOTAL;
-    *free_bytes = TOTAL - atomic_load(&state.created_bytes);
+    *free_bytes = TOTAL - used_bytes();
     return CUDA_OK;
 }
 static int fake_granularity(size_t *bytes, const cuda_allocation *allocation, int option)
@@ -467,12 +477,20 @@ static int fake_host_register(void *pointer, size_t bytes, uint32_t flags)
     if (bytes % 4096 || flags != (CUDA_REGISTER_PORTABLE | CUDA_REGISTER_DEVICEMAP))
         return CUDA_INVALID_VALUE;
     if (state.no_pin) return CUDA_OUT_OF_MEMORY;
+    if (state.pin_once_max && bytes > state.pin_once_max) return CUDA_OUT_OF_MEMORY;
     pthread_mutex_lock(&lock);
+    int full = state.pin_max && pinned_bytes + bytes > state.pin_max;
     uint32_t i = 0;
-    while (i < PINNED_MAX && pinned[i]) i++;
+    while (i < PINNED_MAX && pinned[i].start) i++;
     if (i == PINNED_MAX) abort();
-    pinned[i] = pointer;
+    if (!full) {
+        if (i >= pinned_end) pinned_end = i + 1;
+        pinned[i].start = pointer;
+        pinned[i].bytes = bytes;
+        pinned_bytes += bytes;
+    }
     pthread_mutex_unlock(&lock);
+    if (full) return CUDA_OUT_OF_MEMORY;
     count(1);
     return CUDA_OK;
 }
@@ -480,8 +498,11 @@ static int fake_host_unregister(void *pointer)
 {
     pthread_mutex_lock(&lock);
     uint32_t i = 0;
-    while (i < PINNED_MAX && pinned[i] != pointer) i++;
-    if (i < PINNED_MAX) pinned[i] = NULL;
+    while (i < PINNED_MAX && pinned[i].start != pointer) i++;
+    if (i < PINNED_MAX) {
+        pinned_bytes -= pinned[i].bytes;
+        pinned[i].start = NULL;
+    }
     pthread_mutex_unlock(&lock);
     if (i == PINNED_MAX) return CUDA_NOT_REGISTERED;
     count(-1);
@@ -492,7 +513,14 @@ static int fake_host_va(uint64_t *va, void *pointer, uint32_t flags)
 {
     (void)flags;
     STEP_IN("cuMemHostGetDevicePointer");
-    if (state.no_pin) return CUDA_INVALID_VALUE;
+    int found = 0;
+    pthread_mutex_lock(&lock);
+    for (uint32_t i = 0; i < pinned_end && !found; i++) {
+        uintptr_t start = (uintptr_t)pinned[i].start;
+        found = start && (uintptr_t)pointer - start < pinned[i].bytes;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!found) return CUDA_INVALID_VALUE;
     *va = (uint64_t)(uintptr_t)pointer;
     return CUDA_OK;
 }
@@ -679,6 +707,19 @@ static int fake_event_query(void *any)
     return done ? CUDA_OK : CUDA_NOT_READY;
 }
 
+/* Host memory of a copy is in one registration, or in none. */
+static int is_one_piece(uint64_t address, size_t bytes)
+{
+    int good = 1;
+    pthread_mutex_lock(&lock);
+    for (uint32_t i = 0; i < pinned_end; i++) {
+        uint64_t start = (uint64_t)(uintptr_t)pinned[i].start, end = start + pinned[i].bytes;
+        if (!start || address >= end || address + bytes <= start) continue;
+        good = address >= start && address + bytes <= end;
+    }
+    pthread_mutex_unlock(&lock);
+    return good;
+}
 static int move(void *handle, uint64_t to, uint64_t from, size_t bytes)
 {
     submit(handle, (operation){.kind = COPY, .to = to, .from = from, .bytes = bytes});
@@ -687,11 +728,13 @@ static int move(void *handle, uint64_t to, uint64_t from, size_t bytes)
 static int fake_copy_in(uint64_t to, const void *from, size_t bytes, void *handle)
 {
     STEP_IN("cuMemcpyHtoDAsync");
+    if (!is_one_piece((uint64_t)(uintptr_t)from, bytes)) return CUDA_INVALID_VALUE;
     return move(handle, to, (uint64_t)(uintptr_t)from, bytes);
 }
 static int fake_copy_out(void *to, uint64_t from, size_t bytes, void *handle)
 {
     STEP_IN("cuMemcpyDtoHAsync");
+    if (!is_one_piece((uint64_t)(uintptr_t)to, bytes)) return CUDA_INVALID_VALUE;
     return move(handle, (uint64_t)(uintptr_t)to, from, bytes);
 }
 static int fake_copy_within(uint64_t to, uint64_t from, size_t bytes, void *handle)
@@ -708,6 +751,9 @@ static int fake_copy_batch(uint64_t *to, uint64_t *from, size_t *bytes, size_t n
     if (attribute_count != 1 || first[0] != 0 ||
         attributes->source_order != CUDA_SOURCE_ORDER_STREAM || ((stream *)handle)->capturing)
         return CUDA_INVALID_VALUE;
+    for (size_t i = 0; i < number; i++)
+        if (!is_one_piece(to[i], bytes[i]) || !is_one_piece(from[i], bytes[i]))
+            return CUDA_INVALID_VALUE;
     for (size_t i = 0; i < number; i++) move(handle, to[i], from[i], bytes[i]);
     atomic_fetch_add(&state.batches, 1);
     return CUDA_OK;
@@ -789,7 +835,10 @@ static int fake_capture_status(void *handle, int *status)
 static int fake_graph_make(void **executable, void *graph, unsigned long long flags)
 {
     STEP_IN("cuGraphInstantiateWithFlags");
-    return graph && !flags ? thing_open(executable) : CUDA_INVALID_VALUE;
+    if (!graph || flags) return CUDA_INVALID_VALUE;
+    atomic_fetch_add(&state.graphs, 1);
+    atomic_fetch_add(&state.graphs_made, 1);
+    return thing_open(executable);
 }
 static int fake_graph_upload(void *executable, void *handle)
 {
@@ -810,6 +859,7 @@ static int fake_graph_destroy(void *graph)
 static int fake_graph_close(void *executable)
 {
     thing_close(executable);
+    atomic_fetch_sub(&state.graphs, 1);
     STEP_IN("cuGraphExecDestroy");
     return CUDA_OK;
 }
@@ -880,7 +930,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device)
 EXPORT int nvmlDeviceGetMemoryInfo(void *device, void *total_free_used);
 int nvmlDeviceGetMemoryInfo(void *device, void *total_free_used)
 {
-    unsigned long long used = (10 << 20) + atomic_load(&state.created_bytes);
+    unsigned long long used = (10 << 20) + used_bytes();
     const unsigned long long figures[3] = {TOTAL, TOTAL - used, used};
     if (device != &context_mark) return 1;
     memcpy(total_free_used, figures, sizeof figures);

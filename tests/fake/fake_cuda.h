@@ -27,6 +27,7 @@ typedef struct fake_cuda {
     int device_count;    /* up to 4 */
     int deferred;        /* set while no stream is open */
     int no_virtual_memory, no_export, no_pin, no_read_only, nvml_broken;
+    uint64_t pin_max, pin_once_max; /* bytes that may be pinned, in all and by one call; 0: any */
     const char *fail_call;
     uint64_t fail_at, fail_count;
     int fail_code;
@@ -35,6 +36,8 @@ typedef struct fake_cuda {
     _Atomic int64_t live;   /* of everything that is opened and closed */
     _Atomic uint64_t launches, batches, syncs, accesses;
     _Atomic uint64_t created_bytes;
+    uint64_t graph_cost; /* bytes of the card that each executable graph takes; set while none is */
+    _Atomic uint64_t graphs, graphs_made;
 } fake_cuda;
 
 /* The library's symbol "fake_cuda_state". */

@@ -593,6 +593,70 @@ static void a_run_that_breaks_off_is_taken_back(void **state)
     pllm_device_close(device);
 }
 
+/* Refused as a whole, it is pinned in parts; a copy never reaches from one into another, which the
+ * fake refuses; and however often that happens, it is said once. */
+static void memory_is_pinned_in_parts(void **state)
+{
+    (void)state;
+    enum { BYTES = 28 << 20 };
+    static const struct {
+        uint64_t most, once;
+        uint32_t fails, warnings; /* fails: the first so many calls, of each allocation */
+    } cases[] = {
+        {0, 16 * MEBI, 0, 0}, {0, 0, 1, 0}, {24 * MEBI, 0, 0, 1}, {MEBI, 0, 0, 1}, {0, 0, 2, 1}};
+    for (uint32_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        log_seen seen;
+        pllm_context *context = logging_context(&seen);
+        pllm_device *device = open_fake(context);
+        const pllm_device_ops *ops = device->ops;
+        void *host[2];
+        fake->pin_max = cases[c].most;
+        fake->pin_once_max = cases[c].once;
+        for (uint32_t i = 0; i < 2; i++) {
+            fake->fail_call = "cuMemHostRegister";
+            fake->fail_code = cases[c].fails ? CUDA_OUT_OF_MEMORY : 0;
+            fake->fail_at = 0;
+            fake->fail_count = cases[c].fails;
+            fake->calls = 0;
+            assert_int_equal(ops->host_alloc(device, BYTES, &host[i]), PLLM_OK);
+        }
+        fake->fail_code = 0;
+        assert_int_equal(seen.warnings, cases[c].warnings);
+        assert_int_equal(pllm_cuda_host_va(device, (char *)host[0] + 5), 0);
+        pllm_stream *stream;
+        pllm_va va;
+        pllm_chunk *chunk;
+        assert_int_equal(ops->stream_open(device, &stream), PLLM_OK);
+        assert_int_equal(ops->reserve(device, BYTES, &va), PLLM_OK);
+        assert_int_equal(ops->chunk_create(device, BYTES, &chunk), PLLM_OK);
+        assert_int_equal(ops->map(device, va, &chunk, 1), PLLM_OK);
+        for (uint64_t i = 0; i < BYTES / 8; i++) ((uint64_t *)host[0])[i] = i * 0x9e3779b97f4a7c15u;
+        const pllm_copy in[2] = {{va, at(host[0]), 15 * MEBI},
+                                 {va + 15 * MEBI, at(host[0]) + 15 * MEBI, BYTES - 15 * MEBI}};
+        const pllm_copy out = {at(host[1]), va, BYTES};
+        assert_int_equal(ops->copy_batch(device, stream, PLLM_COPY_IN, in, 2), PLLM_OK);
+        assert_int_equal(ops->copy(device, stream, PLLM_COPY_OUT, &out), PLLM_OK);
+        assert_int_equal(ops->stream_sync(device, stream), PLLM_OK);
+        assert_memory_equal(host[0], host[1], BYTES);
+        for (uint32_t i = 0; i < 2; i++) ops->host_free(device, host[i], BYTES);
+        fake->pin_max = fake->pin_once_max = 0;
+        assert_int_equal(ops->host_alloc(device, BYTES, &host[0]), PLLM_OK);
+        assert_true(pllm_cuda_host_va(device, host[0]) != 0); /* nothing is left of the parts */
+        uint64_t batches = fake->batches;
+        const pllm_copy again[2] = {{va, at(host[0]), 100}, {va + 100, at(host[0]) + 100, 100}};
+        assert_int_equal(ops->copy_batch(device, stream, PLLM_COPY_IN, again, 2), PLLM_OK);
+        assert_int_equal(fake->batches, batches + 1);
+        ops->host_free(device, host[0], BYTES);
+        ops->unmap(device, va, chunk);
+        ops->chunk_destroy(device, chunk);
+        ops->release(device, va, BYTES);
+        ops->stream_close(device, stream);
+        pllm_device_close(device);
+        assert_int_equal(fake->live, 0);
+        pllm_context_close(context);
+    }
+}
+
 static void memory_that_can_t_be_exported_still_serves(void **state)
 {
     (void)state;
@@ -812,6 +876,7 @@ int main(void)
         CASE(memory_that_is_not_pinned_still_serves),
         CASE(access_is_set_once_for_a_run),
         CASE(a_run_that_breaks_off_is_taken_back),
+        CASE(memory_is_pinned_in_parts),
         CASE(memory_that_can_t_be_exported_still_serves),
         CASE(an_exported_chunk_was_zeroed_even_if_never_mapped),
         CASE(a_batch_that_breaks_off_fails_as_its_work),

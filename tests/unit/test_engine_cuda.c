@@ -188,6 +188,18 @@ static void disk(void **state)
     }
 }
 
+/* A machine that pins 40 MiB and no more: slower, and otherwise the same. */
+static void little_may_be_pinned(void **state)
+{
+    (void)state;
+    setting s = {.format = "f16", .strangers = 2, .share = 20};
+    fake->pin_max = 40 << 20;
+    run_setting(&s);
+    s = (setting){.format = "f16", .streams_weights = 1};
+    run_setting(&s);
+    fake->pin_max = 0;
+}
+
 /* One limit for all: prompts take space from the blocks, and generated rows take it back. */
 static void prompts_and_blocks_share(void **state)
 {
@@ -370,6 +382,7 @@ int main(void)
         cmocka_unit_test(budgets),
         cmocka_unit_test(weights),
         cmocka_unit_test(disk),
+        cmocka_unit_test(little_may_be_pinned),
         cmocka_unit_test(prompts_and_blocks_share),
         cmocka_unit_test(an_idle_sequence_comes_back_ahead_of_use),
         cmocka_unit_test(long_prompts_take_turns),
