@@ -102,6 +102,8 @@ typedef struct pllm_engine_stats {
      * weights stay where they are read: on the device, or on the host device without a vram_limit
      * in memory; there an embedding that is not the output matrix too is always one of them. */
     uint64_t weight_stream_bytes, kv_stream_bytes, weight_resident_bytes;
+    /* On a GPU: what cached graphs take beside device_bytes, as measured; within vram_limit. */
+    uint64_t graph_bytes, graph_count;
 } pllm_engine_stats;
 PLLM_API int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_out);
 

@@ -347,6 +347,61 @@ static void disk_under_any_limit(void **state)
     assert_int_equal(fake->live, 0);
 }
 
+/* One step of the first `rows` sequences after each of their contexts has grown to length. */
+static void rows_at(pllm_engine *engine, pllm_sequence **sequences, uint32_t rows, uint32_t length)
+{
+    for (uint32_t i = 0; i < rows; i++) {
+        uint32_t have = pllm_sequence_length(sequences[i]);
+        if (have > length) assert_int_equal(pllm_sequence_truncate(sequences[i], length), PLLM_OK);
+        if (have < length) take(engine, &sequences[i], 1, length - have, 0);
+    }
+    take(engine, sequences, rows, 1, 1);
+}
+
+/* Whatever mix of batches comes, cached graphs take no more of the card than is set aside for them;
+ * those in use stay; and where one alone takes more, passes go without. */
+static void graphs_stay_within_the_limit(void **state)
+{
+    (void)state;
+    enum { ALL = 32 << 20 };
+    static const uint64_t costs[] = {0, 5 << 20, 40 << 20};
+    static const uint32_t lengths[] = {96, 384, 896, 1888}; /* 4 buckets, by 3 numbers of rows */
+    for (uint32_t c = 0; c < 3; c++) {
+        fake->graph_cost = costs[c];
+        fake->graphs_made = 0;
+        pllm_device *device = open_fake();
+        setting s = {.format = "f16"};
+        pllm_engine_options options = options_of(&s);
+        options.vram_limit_bytes = (uint64_t)2 << 30;
+        pllm_engine *engine = open_engine(device, &options);
+        pllm_sequence *sequences[SEQUENCES];
+        for (uint32_t i = 0; i < SEQUENCES; i++)
+            assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+        for (uint32_t round = 0; round < 2; round++)
+            for (uint32_t rows = 1; rows <= SEQUENCES; rows++)
+                for (uint32_t i = 0; i < 4; i++) {
+                    rows_at(engine, sequences, rows, lengths[i]);
+                    if (costs[c] < ALL) assert_true(fake->graphs * costs[c] <= ALL);
+                    assert_true(fake->graphs <= (costs[c] > ALL ? 1 : 12));
+                }
+        pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+        assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+        assert_int_equal(stats.graph_count, fake->graphs);
+        assert_true(stats.graph_bytes >= fake->graphs * costs[c] && stats.graph_bytes <= ALL);
+        static const uint64_t made[] = {12, 24, 3}; /* each once; each anew; three tries */
+        assert_int_equal(fake->graphs_made, made[c]);
+        uint64_t launches = fake->launches;
+        for (uint32_t i = 0; i < 5; i++) rows_at(engine, sequences, 2, 1888);
+        assert_true(fake->graphs_made <= made[c] + 1); /* the one in use stays */
+        assert_true(fake->launches > launches);
+        pllm_engine_close(engine);
+        pllm_device_close(device);
+        assert_int_equal(fake->live, 0);
+        assert_int_equal(fake->graphs, 0);
+    }
+    fake->graph_cost = 0;
+}
+
 /* A limit that is too small is refused with the least that works; and that works. */
 static void the_least_is_enough(void **state)
 {
@@ -387,6 +442,7 @@ int main(void)
         cmocka_unit_test(an_idle_sequence_comes_back_ahead_of_use),
         cmocka_unit_test(long_prompts_take_turns),
         cmocka_unit_test(disk_under_any_limit),
+        cmocka_unit_test(graphs_stay_within_the_limit),
         cmocka_unit_test(the_least_is_enough),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,8 +16,8 @@
 #include "engine/cuda/cuda_state.h"
 
 enum {
-    OUTSIDE_SLACK = 96 << 20,  /* code that libraries load when first called */
-    OUTSIDE_GUESS = 640 << 20, /* where nothing measures it */
+    OUTSIDE_SLACK = 64 << 20,  /* code that libraries load when first called */
+    OUTSIDE_GUESS = 608 << 20, /* where nothing measures it */
     FREE_SLACK = 256 << 20,    /* of an unlimited engine: left to others */
     WAVE_ARGS_MAX = 4 << 20,   /* u32 */
     HOST_SLAB_BYTES = 256 << 20,
@@ -144,6 +144,7 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     status = pllm_cuda_memory_used(engine->device, &before, &now);
     needs.outside_bytes =
         status < 0 ? OUTSIDE_GUESS : (now > before ? now - before : 0) + OUTSIDE_SLACK;
+    needs.outside_bytes += GRAPH_BYTES;
     pllm_device_info info;
     status = engine->device->ops->info(engine->device, &info);
     if (status < 0) return status;
@@ -221,14 +222,11 @@ static int open_tables(pllm_engine *engine)
     status = ops->host_alloc(engine->device, logits, &pinned);
     if (status < 0) return pllm_fail_memory("pinned logits", logits);
     state->logits_out = pinned;
-    while ((1u << state->bucket_count) < engine->chunk_max) state->bucket_count++;
-    state->bucket_count++;
-    uint64_t graphs = (uint64_t)engine->cache.sequence_max * state->bucket_count;
-    state->graphs = pllm_alloc_array(context, graphs, sizeof *state->graphs);
     state->segments = pllm_alloc_array(context, state->segment_max, sizeof *state->segments);
     state->tiles = pllm_alloc_array(context, state->segment_max, sizeof *state->tiles);
-    if (!state->graphs || !state->segments || !state->tiles)
-        return pllm_fail_memory("the tables of a pass", graphs * sizeof *state->graphs);
+    if (!state->segments || !state->tiles)
+        return pllm_fail_memory("the tables of a pass",
+                                state->segment_max * sizeof *state->segments);
     return PLLM_OK;
 }
 
@@ -271,8 +269,7 @@ static void cuda_close(pllm_engine *engine)
     const pllm_device_ops *ops = device->ops;
     if (state->copies) ops->stream_sync(device, state->copies);
     if (state->compute) ops->stream_sync(device, state->compute);
-    uint64_t graphs = (uint64_t)engine->cache.sequence_max * state->bucket_count;
-    for (uint64_t i = 0; state->graphs && i < graphs; i++) pllm_cuda_graph_close(state->graphs[i]);
+    pllm_cuda_graphs_close(engine);
     pllm_cuda_prompt_space_close(engine);
     pllm_cuda_blocks_close(engine);
     pllm_cuda_weights_close(engine);
@@ -288,7 +285,6 @@ static void cuda_close(pllm_engine *engine)
     if (state->logits_out)
         ops->host_free(device, state->logits_out,
                        (uint64_t)LOGIT_ROWS * engine->shape.vocab_size * sizeof(float));
-    pllm_free(engine->context, state->graphs);
     pllm_free(engine->context, state->segments);
     pllm_free(engine->context, state->tiles);
     pllm_free(engine->context, state);
@@ -320,6 +316,8 @@ static void cuda_stats(const pllm_engine *engine, pllm_engine_stats *stats)
     const pllm_cuda_state *state = engine->cuda;
     stats->weight_stream_bytes = state->weights.streamed_bytes;
     stats->kv_stream_bytes = state->blocks.streamed_bytes;
+    stats->graph_bytes = state->graphs.bytes;
+    stats->graph_count = state->graphs.count;
     stats->weight_resident_bytes = state->weights.total_bytes;
     for (uint32_t i = 0; i < engine->shape.layer_count; i++)
         if (state->weights.streamed[i])

@@ -604,29 +604,41 @@ static int decode_layers(pllm_engine *engine, const pass_args *a, uint32_t chunk
     return status;
 }
 
-/* The cached graph of such a pass, captured when it is first needed. */
+/* The layers of such a pass as a graph, made when it is first needed. */
+static int capture_layers(pllm_engine *engine, const pass_args *a, uint32_t chunk_bound,
+                          pllm_cuda_graph **graph_out)
+{
+    pllm_cuda_state *state = engine->cuda;
+    int status = pllm_cuda_capture_begin(engine->device, state->compute);
+    if (status < 0) return status;
+    status = decode_layers(engine, a, chunk_bound);
+    pllm_cuda_graph *captured = NULL;
+    int ended = pllm_cuda_capture_end(engine->device, state->compute, &captured);
+    if (status == PLLM_OK) status = ended;
+    if (status == PLLM_OK)
+        *graph_out = captured;
+    else
+        pllm_cuda_graph_close(captured);
+    return status;
+}
+
 static int decode_graph(pllm_engine *engine, const pass_args *a, uint32_t chunks)
 {
     pllm_cuda_state *state = engine->cuda;
     uint32_t bucket = 0;
     while ((1u << bucket) < chunks) bucket++;
-    pllm_cuda_graph **graph =
-        &state->graphs[(a->decode_rows - 1) * (uint64_t)state->bucket_count + bucket];
-    if (!*graph) {
-        int status = pllm_cuda_capture_begin(engine->device, state->compute);
-        if (status < 0) return status;
-        uint32_t bound = 1u << bucket < engine->chunk_max ? 1u << bucket : engine->chunk_max;
-        status = decode_layers(engine, a, bound);
-        pllm_cuda_graph *captured = NULL;
-        int ended = pllm_cuda_capture_end(engine->device, state->compute, &captured);
-        if (status == PLLM_OK) status = ended;
-        if (status < 0) {
-            pllm_cuda_graph_close(captured);
-            return status;
-        }
-        *graph = captured;
-    }
-    return pllm_cuda_graph_launch(engine->device, *graph, state->compute);
+    pllm_cuda_graph *graph = pllm_cuda_graphs_find(engine, a->decode_rows, bucket);
+    if (graph) return pllm_cuda_graph_launch(engine->device, graph, state->compute);
+    if (!pllm_cuda_graphs_are_made(engine)) return decode_layers(engine, a, chunks);
+    uint32_t bound = 1u << bucket < engine->chunk_max ? 1u << bucket : engine->chunk_max;
+    int status = capture_layers(engine, a, bound, &graph);
+    if (status < 0) return status;
+    status = pllm_cuda_graph_launch(engine->device, graph, state->compute);
+    if (status == PLLM_OK)
+        pllm_cuda_graphs_keep(engine, a->decode_rows, bucket, graph);
+    else
+        pllm_cuda_graph_close(graph);
+    return status;
 }
 
 static uint32_t most_chunks(const pllm_engine *engine, uint32_t rows)

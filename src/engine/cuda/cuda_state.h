@@ -6,6 +6,7 @@
  *   cuda_paged.c     the same where blocks lie on disk: the pager brings them, and the CPU waits
  *   cuda_space.c     where buffers lie; the space of prompts, which comes and goes
  *   cuda_forward.c   a pass: generated rows by the decode path, prompts by the prefill path
+ *   cuda_graphs.c    passes of generated rows as cached graphs
  *
  * Everything runs on one compute stream; streamed bytes come on a second one. The CPU submits a
  * pass and waits once, at its end: copies and kernels are ordered by events.
@@ -30,6 +31,8 @@ enum {
     WAVE_GROUPS = 4,       /* waves in flight, at most */
     WAVE_BYTES = 16 << 20, /* what a wave of streamed KV brings, about */
     WAVE_BLOCKS_MAX = 512,
+    GRAPHS_MAX = 64,
+    GRAPH_BYTES = 32 << 20, /* of the limit, for all graphs */
 };
 
 /* Matrices of one layer; data is an offset from the start of the layer's image. */
@@ -104,6 +107,18 @@ typedef struct cuda_blocks {
     uint64_t streamed_bytes; /* of all time */
 } cuda_blocks;
 
+/* A cached graph, of so many generated rows with up to 1 << bucket chunks. */
+typedef struct cuda_graph {
+    pllm_cuda_graph *graph;
+    uint32_t rows, bucket;
+    uint64_t bytes, used; /* as measured; when */
+} cuda_graph;
+typedef struct cuda_graphs {
+    cuda_graph entries[GRAPHS_MAX];
+    uint32_t count, strikes; /* strikes: graphs in a row that took too much */
+    uint64_t bytes, clock, free_before;
+} cuda_graphs;
+
 struct pllm_cuda_state {
     pllm_cuda_linear *linear;
     pllm_cuda_rows *rows;
@@ -141,8 +156,7 @@ struct pllm_cuda_state {
     cuda_segment *segments;
     cuda_tile *tiles;
     uint32_t segment_count, tile_count, segment_max; /* of both lists */
-    pllm_cuda_graph **graphs; /* [sequence_max][bucket]: a decode pass with everything resident */
-    uint32_t bucket_count;
+    cuda_graphs graphs;                              /* of decode passes with everything resident */
 };
 
 /* cuda_weights.c */
@@ -193,6 +207,14 @@ uint64_t pllm_cuda_layout(pllm_engine *engine, pllm_va base);        /* of the w
 uint64_t pllm_cuda_prompt_layout(pllm_engine *engine, pllm_va base); /* of the prompt space */
 int pllm_cuda_prompt_space_open(pllm_engine *engine);                /* if it is not open */
 void pllm_cuda_prompt_space_close(pllm_engine *engine);              /* nothing runs */
+
+/* cuda_graphs.c: the graph of such a pass, or NULL. Then, if graphs are made, the caller makes one,
+ * launches it and has it kept. No graph may be running but the one that is kept. */
+pllm_cuda_graph *pllm_cuda_graphs_find(pllm_engine *engine, uint32_t rows, uint32_t bucket);
+int pllm_cuda_graphs_are_made(const pllm_engine *engine);
+void pllm_cuda_graphs_keep(pllm_engine *engine, uint32_t rows, uint32_t bucket,
+                           pllm_cuda_graph *graph);
+void pllm_cuda_graphs_close(pllm_engine *engine);
 
 /* cuda_forward.c */
 int pllm_cuda_forward(pllm_engine *engine);
