@@ -168,6 +168,22 @@ void pllm_vmm_close(pllm_vmm *vmm)
     pllm_free(vmm->context, vmm);
 }
 
+/* A limit is lower, or a minimum higher: what is unused goes, as far as it is in the way. */
+static void shed_all(pllm_vmm *vmm)
+{
+    uint64_t freed;
+    do { /* shares are in proportion: who has nothing to give leaves it to the others */
+        freed = 0;
+        pthread_mutex_lock(&vmm->lock);
+        for (pllm_vmm_pool *pool = vmm->pools; pool; pool = pool->next) {
+            pthread_mutex_lock(&pool->lock);
+            freed += pllm_vmm_pool_shed(pool);
+            pthread_mutex_unlock(&pool->lock);
+        }
+        pthread_mutex_unlock(&vmm->lock);
+    } while (freed > 0);
+}
+
 /* ---- registering ---- */
 
 static int check_name(const char *name)
@@ -365,7 +381,7 @@ int pllm_vmm_register(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_optio
         return pllm_fail(PLLM_EEXIST, 0, "there is a model %s already", name);
     if (status == PLLM_OK) status = pool_options(vmm, options, &chosen);
     if (status == PLLM_OK) status = pool_open(vmm, name, &chosen, &pool);
-    if (status == PLLM_ENODEVMEM && pllm_vmm_reclaim(vmm, chosen.page_bytes, 1) > 0)
+    if (status == PLLM_ENODEVMEM && pllm_vmm_reclaim(vmm, NULL, chosen.page_bytes, 1) > 0)
         status = pool_open(vmm, name, &chosen, &pool); /* a page of zeros had no room */
     if (status < 0) return status;
     pthread_mutex_lock(&vmm->lock);
@@ -375,11 +391,13 @@ int pllm_vmm_register(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_optio
     else
         *link = pool;
     pthread_mutex_unlock(&vmm->lock);
-    if (status < 0)
+    if (status < 0) {
         pool_close(pool);
-    else
-        *pool_out = pool;
-    return status;
+        return status;
+    }
+    if (chosen.minimum_bytes) shed_all(vmm);
+    *pool_out = pool;
+    return PLLM_OK;
 }
 
 void pllm_vmm_unregister(pllm_vmm_pool *pool)
@@ -408,18 +426,20 @@ int pllm_vmm_find(pllm_vmm *vmm, const char *name, pllm_vmm_pool **pool_out)
 
 /* ---- limits ---- */
 
-uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, uint64_t bytes, int full)
+uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t bytes, int full)
 {
     uint64_t freed = 0;
     pthread_mutex_lock(&vmm->lock);
     for (pllm_vmm_pool *pool = vmm->pools; pool && freed < bytes; pool = pool->next) {
         pthread_mutex_lock(&pool->lock);
+        uint64_t before = pllm_budget_charged(pool->member), wanted = bytes - freed;
         pllm_vmm_pool_settle(pool);
-        uint64_t held = pllm_budget_charged(pool->member), wanted = bytes - freed;
-        /* Below its minimum nobody gains by what it gives. */
+        uint64_t held = pllm_budget_charged(pool->member);
+        /* Below its minimum nobody else gains by what it gives. */
         uint64_t above = held > pool->minimum_bytes ? held - pool->minimum_bytes : 0;
-        if (!full && wanted > above) wanted = above;
-        if (wanted) freed += pllm_vmm_pool_yield(pool, wanted);
+        if (!full && pool != asking && wanted > above) wanted = above;
+        if (wanted) (void)pllm_vmm_pool_yield(pool, wanted);
+        freed += before - pllm_budget_charged(pool->member);
         pthread_mutex_unlock(&pool->lock);
     }
     pthread_mutex_unlock(&vmm->lock);
@@ -433,10 +453,7 @@ int pllm_vmm_set_limit(pllm_vmm *vmm, uint64_t limit_bytes)
     if (status < 0)
         return pllm_fail(status, 0, "the models' minimums do not fit in %llu bytes",
                          (unsigned long long)limit_bytes);
-    pllm_budget_stats stats;
-    pllm_budget_stats_get(vmm->budget, &stats);
-    if (stats.charged_bytes > limit_bytes)
-        pllm_vmm_reclaim(vmm, stats.charged_bytes - limit_bytes, 1);
+    shed_all(vmm);
     return PLLM_OK;
 }
 
@@ -448,19 +465,18 @@ int pllm_vmm_pool_set(pllm_vmm_pool *pool, uint64_t minimum_bytes, uint64_t limi
     if (status == PLLM_OK) {
         pool->minimum_bytes = minimum_bytes;
         pool->limit_bytes = limit;
-        uint64_t excess = pllm_budget_excess(pool->member);
-        if (excess) (void)pllm_vmm_pool_yield(pool, excess);
     } else if (status == PLLM_ENODEVMEM) {
         pllm_fail(status, 0, "model %s: a minimum of %llu bytes does not fit beside the others'",
                   pool->name, (unsigned long long)minimum_bytes);
     }
     pthread_mutex_unlock(&pool->lock);
+    if (status == PLLM_OK) shed_all(pool->vmm);
     return status;
 }
 
 void pllm_vmm_compact(pllm_vmm *vmm, uint64_t *freed_bytes_out)
 {
-    uint64_t freed = pllm_vmm_reclaim(vmm, UINT64_MAX, 1);
+    uint64_t freed = pllm_vmm_reclaim(vmm, NULL, UINT64_MAX, 1);
     if (freed_bytes_out) *freed_bytes_out = freed;
 }
 

@@ -72,9 +72,10 @@ struct pllm_vmm {
 
 /* elastic.c. Gets the background going; any lock may be held. */
 void pllm_vmm_wake(pllm_vmm *vmm);
-/* Takes at least `bytes` of unused memory from pools, if there are as many; returns how many. Full:
- * the device is, and not the budget, so that minimums don't matter. No lock may be held. */
-uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, uint64_t bytes, int full);
+/* Takes at least `bytes` of unused memory from pools, if there are as many; returns how many. full:
+ * the device is, and not the budget, so that minimums don't matter. asking may be NULL. No lock may
+ * be held. */
+uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t bytes, int full);
 
 /* elastic_pool.c; the lock of the pool is held. */
 int pllm_vmm_pool_place(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_span_kind kind);
@@ -90,6 +91,7 @@ void pllm_vmm_pool_drop(pllm_vmm_pool *pool, uint64_t offset,
 void pllm_vmm_pool_settle(pllm_vmm_pool *pool);
 void pllm_vmm_pool_ahead(pllm_vmm_pool *pool); /* lets go of the lock while it maps */
 uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes); /* unused memory, bytes freed */
+uint64_t pllm_vmm_pool_shed(pllm_vmm_pool *pool);    /* the same, while a limit is passed */
 void pllm_vmm_pool_check(const pllm_vmm_pool *pool); /* asserts elastic_pool.c's list */
 
 #endif

@@ -128,7 +128,7 @@ static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
         freed = pllm_vmm_pool_yield(pool, bytes - room);
     } else {
         pthread_mutex_unlock(&pool->lock);
-        freed = pllm_vmm_reclaim(pool->vmm, bytes, full);
+        freed = pllm_vmm_reclaim(pool->vmm, pool, bytes, full);
         pthread_mutex_lock(&pool->lock);
     }
     return freed > 0 ? PLLM_OK : no_room(pool, bytes);
@@ -292,6 +292,26 @@ static uint64_t grows_from(const pllm_vmm_pool *pool, uint64_t offset)
     return is_allocated(span) ? span->offset + span->bytes : 0;
 }
 
+/* Bytes that should go where unused ones are: a limit was lowered, or somebody has a minimum. */
+static uint64_t above_limits(const pllm_vmm_pool *pool)
+{
+    pllm_budget_stats all;
+    pllm_budget_stats_get(pool->vmm->budget, &all);
+    uint64_t over = all.charged_bytes > all.limit_bytes ? all.charged_bytes - all.limit_bytes : 0;
+    uint64_t own = pllm_budget_excess(pool->member);
+    return own > over ? own : over;
+}
+
+uint64_t pllm_vmm_pool_shed(pllm_vmm_pool *pool)
+{
+    uint64_t freed = 0, excess, more = 1;
+    while (more > 0 && (excess = above_limits(pool)) > 0) {
+        more = pllm_vmm_pool_yield(pool, excess);
+        freed += more;
+    }
+    return freed;
+}
+
 /* Lets the pages go that nobody uses any more: of the range, and what was mapped ahead behind it.
  */
 void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
@@ -309,8 +329,7 @@ void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
     for (uint32_t page = kept_first; page < kept_end; page++)
         if (pllm_region_is_exported(pool->region, page)) unmap_idle(pool, page, page + 1);
     unmap_idle(pool, kept_end > first ? kept_end : first, reach);
-    uint64_t excess = pllm_budget_excess(pool->member);
-    if (excess) (void)pllm_vmm_pool_yield(pool, excess);
+    (void)pllm_vmm_pool_shed(pool);
     if (grown) pllm_vmm_pool_grown(pool, grown);
 }
 

@@ -1,0 +1,239 @@
+/* Every device call and every allocation under an elastic pool fails once, for every N.
+ *
+ * The scenario registers, allocates by place and by block, grows, shrinks, frees at once and behind
+ * a stream, maps ahead, exports, compacts and closes. A step that fails must leave everything as it
+ * was and, since only one call fails, must succeed when it is tried again. A chunk that can't be
+ * created is not always a failure: unused memory is given back and the step goes on. At the end
+ * nothing is alive. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "vmm/elastic.h"
+#include "failing_context.h"
+
+#define PAGE ((uint64_t)64 << 10)
+/* The least number of fault points; below it the scenario has lost some. */
+#define DEVICE_FLOOR 55u
+#define ALLOCATION_FLOOR 75u
+
+typedef struct world {
+    const pllm_context *context;
+    pllm_device *inner, *device;
+    pllm_vmm *vmm;
+    pllm_vmm_pool *pool, *other;
+    pllm_vmm_import *import;
+    pllm_stream *stream;
+    int expected; /* the status a failed allocation gives; 0: any failure */
+    uint32_t failures;
+} world;
+
+typedef struct snapshot {
+    uint64_t allocated, pending, free_run, allocations, mapped, models;
+} snapshot;
+
+/* What a failed step may not change. Kept pages and those mapped ahead are not among it. */
+static snapshot look(const world *w)
+{
+    snapshot seen = {0};
+    if (!w->vmm) return seen;
+    pllm_vmm_pool *pools[] = {w->pool, w->other};
+    for (int i = 0; i < 2; i++) {
+        if (!pools[i]) continue;
+        pllm_vmm_pool_stats stats = {.struct_bytes = sizeof stats};
+        pthread_mutex_lock(&pools[i]->lock);
+        pllm_vmm_pool_check(pools[i]);
+        pthread_mutex_unlock(&pools[i]->lock);
+        assert_int_equal(pllm_vmm_pool_stats_get(pools[i], &stats), PLLM_OK);
+        seen.allocated += stats.allocated_bytes;
+        seen.pending += stats.pending_bytes;
+        seen.free_run += stats.free_run_bytes;
+        seen.allocations += stats.allocations;
+        seen.mapped += stats.mapped_bytes - stats.ahead_bytes;
+        seen.models++;
+    }
+    return seen;
+}
+
+/* A call may have met fences that are done, whatever became of itself. */
+static void same(snapshot before, snapshot after)
+{
+    if (before.pending) {
+        before.pending = after.pending;
+        before.mapped = after.mapped;
+        before.free_run = after.free_run;
+    }
+    assert_memory_equal(&before, &after, sizeof before);
+}
+
+#define STEP(w, call)                                                    \
+    do {                                                                 \
+        snapshot before = look(w);                                       \
+        int status_ = (call);                                            \
+        if (status_ < 0) {                                               \
+            snapshot after = look(w);                                    \
+            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
+            (w)->failures++;                                             \
+            same(before, after);                                         \
+            status_ = (call);                                            \
+        }                                                                \
+        assert_int_equal(status_, PLLM_OK);                              \
+    } while (0)
+
+static void settle(const world *w)
+{
+    while (pllm_vmm_poll(w->vmm) > 0) continue;
+}
+
+static void share(world *w)
+{
+    pllm_vmm_share what;
+    int descriptors[2];
+    STEP(w, pllm_vmm_export(w->pool, 0, PAGE + 1, 0, &what, descriptors, 2));
+    assert_int_equal(what.page_count, 2);
+    STEP(w, pllm_vmm_import_open(w->context, w->device, &what, descriptors, 0, &w->import));
+    for (int i = 0; i < 2; i++) close(descriptors[i]);
+}
+
+static void work(world *w)
+{
+    const pllm_device_ops *ops = w->device->ops;
+    pllm_vmm_options options = {
+        .struct_bytes = sizeof options, .no_background = 1, .limit_bytes = 24 * PAGE};
+    pllm_vmm_pool_options first = {.struct_bytes = sizeof first,
+                                   .zero_on_reuse = 1,
+                                   .capacity_bytes = 32 * PAGE,
+                                   .page_bytes = PAGE,
+                                   .kept_bytes = 6 * PAGE,
+                                   .ahead_bytes = 2 * PAGE};
+    pllm_vmm_pool_options second = {.struct_bytes = sizeof second,
+                                    .zero_behind = 1,
+                                    .capacity_bytes = 8 * PAGE,
+                                    .page_bytes = PAGE,
+                                    .minimum_bytes = PAGE};
+    pllm_vmm_block_options block = {
+        .struct_bytes = sizeof block, .bytes = 1000, .room_bytes = PAGE};
+    uint64_t cache, other;
+    STEP(w, pllm_vmm_open(w->context, w->device, &options, &w->vmm));
+    STEP(w, pllm_vmm_register(w->vmm, "first", &first, &w->pool));
+    STEP(w, ops->stream_open(w->device, &w->stream));
+    STEP(w, pllm_vmm_allocate(w->pool, 0, 3 * PAGE, NULL));
+    memset((void *)(uintptr_t)pllm_vmm_base(w->pool), 7, 3 * PAGE);
+    settle(w); /* maps ahead */
+    STEP(w, pllm_vmm_block_allocate(w->pool, &block, &cache));
+    STEP(w, pllm_vmm_block_grow(w->pool, cache, PAGE));
+    STEP(w, pllm_vmm_block_grow(w->pool, cache, 4 * PAGE)); /* beyond its room */
+    for (uint64_t i = 0; i < 4 * PAGE; i += 1021)
+        assert_int_equal(((unsigned char *)(uintptr_t)cache)[i], 0);
+    STEP(w, pllm_vmm_block_allocate(w->pool, &block, &other));
+    STEP(w, pllm_vmm_block_grow(w->pool, cache, 2 * PAGE));
+    STEP(w, pllm_vmm_register(w->vmm, "second", &second, &w->other));
+    STEP(w, pllm_vmm_allocate(w->other, PAGE / 2, 4 * PAGE, NULL));
+    STEP(w, ops->fill(w->device, w->stream, pllm_vmm_base(w->pool), PAGE, 3));
+    share(w);
+    STEP(w, pllm_vmm_deallocate_after(w->pool, 0, 2 * PAGE, w->stream));
+    STEP(w, pllm_vmm_block_free_after(w->pool, other, w->stream));
+    settle(w);
+    STEP(w, pllm_vmm_deallocate(w->other, PAGE, PAGE)); /* the middle of an allocation */
+    STEP(w, pllm_vmm_allocate(w->pool, 0, 2 * PAGE, NULL));
+    STEP(w, pllm_vmm_allocate(w->pool, 12 * PAGE, 8 * PAGE, NULL));
+    STEP(w, pllm_vmm_set_limit(w->vmm, 23 * PAGE));
+    STEP(w, pllm_vmm_block_free(w->pool, cache));
+    pllm_vmm_compact(w->vmm, NULL);
+    STEP(w, pllm_vmm_deallocate_after(w->pool, 12 * PAGE, PAGE, w->stream)); /* open when it ends */
+}
+
+static void clean(world *w)
+{
+    if (w->import) pllm_vmm_import_close(w->import);
+    pllm_vmm_close(w->vmm);
+    w->device->ops->stream_close(w->device, w->stream);
+    assert_int_equal(pllm_faulty_device_live(w->device), 0);
+    pllm_device_close(w->device);
+    pllm_device_close(w->inner);
+}
+
+static int open_inner(const pllm_context *context, int sim, pllm_device **inner)
+{
+    pllm_sim_device_options sim_options = {
+        .struct_bytes = sizeof sim_options, .capacity_bytes = 64 * PAGE, .latency_ns_max = 50};
+    pllm_host_device_options host_options = {.struct_bytes = sizeof host_options,
+                                             .capacity_bytes = 64 * PAGE};
+    return sim ? pllm_device_open_sim(context, &sim_options, inner)
+               : pllm_device_open_host(context, &host_options, inner);
+}
+
+static void device_faults(int sim, uint32_t fail_async)
+{
+    failing_context memory;
+    failing_context_init(&memory, FAILING_NEVER);
+    for (uint64_t n = 0;; n++) {
+        world w = {.context = &memory.context};
+        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
+        assert_int_equal(open_inner(w.context, sim, &w.inner), PLLM_OK);
+        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, &options, &w.device), PLLM_OK);
+        work(&w);
+        assert_true(w.failures <= 1);
+        int hit = pllm_faulty_device_calls(w.device) > n;
+        clean(&w);
+        failing_context_check(&memory);
+        if (hit) continue;
+        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
+                      sim ? "sim" : "host", fail_async ? ", asynchronously" : "");
+        assert_true(n >= DEVICE_FLOOR);
+        return;
+    }
+}
+
+static void every_device_call_fails_once(void **state)
+{
+    (void)state;
+    device_faults(1, 0);
+    device_faults(0, 0);
+}
+
+static void every_device_call_fails_once_asynchronously(void **state)
+{
+    (void)state;
+    device_faults(1, 1);
+    device_faults(0, 1);
+}
+
+static void allocation_faults(int sim)
+{
+    for (uint64_t n = 0;; n++) {
+        failing_context memory;
+        failing_context_init(&memory, n);
+        world w = {.context = &memory.context, .expected = PLLM_ENOMEM};
+        STEP(&w, open_inner(w.context, sim, &w.inner));
+        STEP(&w, pllm_device_open_faulty(w.context, w.inner, NULL, &w.device));
+        work(&w);
+        clean(&w);
+        failing_context_check(&memory);
+        if (failing_context_hit(&memory)) continue;
+        print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
+                      sim ? "sim" : "host");
+        assert_true(n >= ALLOCATION_FLOOR);
+        return;
+    }
+}
+
+static void every_allocation_fails_once(void **state)
+{
+    (void)state;
+    allocation_faults(1);
+    allocation_faults(0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_device_call_fails_once),
+        cmocka_unit_test(every_device_call_fails_once_asynchronously),
+        cmocka_unit_test(every_allocation_fails_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
