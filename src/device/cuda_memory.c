@@ -153,7 +153,7 @@ static int driver_access(cuda_device *cuda, pllm_va va, uint64_t bytes, uint32_t
     if (read_only && !atomic_load(&cuda->no_read_only)) {
         access.flags = CUDA_ACCESS_READ;
         int code = cuda->driver.memory_access(va, bytes, &access, 1);
-        if (code != CUDA_NOT_SUPPORTED && code != CUDA_INVALID_VALUE)
+        if (code == CUDA_OK || code == CUDA_OUT_OF_MEMORY || cuda_error_sticks(code))
             return cuda_check(cuda, CUDA_CALL_memory_access, code);
         access.flags = CUDA_ACCESS_READ_WRITE;
         int status = CUDA_DO(cuda, memory_access, va, bytes, &access, 1);
