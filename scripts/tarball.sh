@@ -17,7 +17,8 @@ scratch=$root/build/tarball
 rm -rf "$scratch"
 mkdir -p "$scratch"
 cmake --install build/portable --prefix "$scratch/$name" --strip >"$scratch/log"
-cp README.md LICENSE CHANGELOG.md "$scratch/$name"
+cp LICENSE CHANGELOG.md "$scratch/$name"
+cp scripts/tarball-readme.md "$scratch/$name/README.md"
 
 # Debian keeps each package's licence beside it, so that these are those of the versions linked.
 licence() { # licence NAME PACKAGE WORDS
@@ -49,10 +50,14 @@ time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 tar -C "$scratch" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$time" -cf - "$name" |
     gzip -9n >"$scratch/$name.tar.gz"
 
-# As one who fetched it: another folder, no environment.
+# As one who fetched it: another folder, no environment. Every path that its README names is there.
 mkdir "$scratch/elsewhere"
 tar -C "$scratch/elsewhere" -xzf "$scratch/$name.tar.gz"
 there=$scratch/elsewhere/$name
+for path in $(grep -oE '\b((bin|lib|include|src|docs|examples|scripts|bench|tests|build)/[A-Za-z0-9./_-]*|[A-Z]+\.md)' \
+    "$there/README.md" | sort -u); do
+    [ -e "$there/$path" ] || { echo "tarball.sh: the README names $path, which is not in the archive" >&2; exit 1; }
+done
 python3 -B scripts/check/portable.py "$root" "$there/bin/pagedllm" "$there/lib/libpagedllm.so.0"
 env -i "$there/bin/pagedllm" --version >>"$scratch/log"
 flags=$(PKG_CONFIG_PATH=$there/lib/pkgconfig pkg-config --cflags --libs pagedllm)
