@@ -66,7 +66,10 @@ typedef struct pllm_engine_options {
  * options.shape names one) and gives it memory. Ownership: borrows context; caller owns
  * *engine_out. Errors: EINVAL, ENOMEM, ENODEVMEM (a limit is below the least that works: the text
  * says the least), EIO, ECORRUPT, EUNSUPPORTED, ENOTFOUND, ELIMIT, ECANCELED; then *engine_out is
- * NULL. */
+ * NULL.
+ * The file is mapped and read in place. One that is cut short meanwhile raises SIGBUS in the thread
+ * that reads, which may be one of ours (they do not block it); the program may catch that, not
+ * return from it. Renaming a new file over one that is in use is safe. */
 PLLM_API int pllm_engine_open(const pllm_context *context, const char *path,
                               const pllm_engine_options *options, pllm_engine **engine_out);
 PLLM_API void pllm_engine_close(pllm_engine *engine); /* and its sequences; NULL is fine */

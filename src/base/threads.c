@@ -285,6 +285,7 @@ static int start_workers(pllm_threads *threads)
 {
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* of the thread's own doing: blocked, it could not be caught */
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: signals belong to the caller */
     int failed = 0;
     for (uint32_t i = 1; i < threads->count && !failed; i++) {

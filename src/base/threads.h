@@ -20,7 +20,8 @@
  * allows: a thread that wakes late then costs nothing. With one thread everything is a plain call.
  *
  * Threads: one pllm_threads_run at a time per team, and not from inside its own body. Every thread
- * of the team must reach the same barriers in the same order. Workers block all signals. */
+ * of the team must reach the same barriers in the same order. Workers block all signals but
+ * SIGBUS, so that a program may catch what a mapped file does that is cut short. */
 #ifndef PLLM_BASE_THREADS_H
 #define PLLM_BASE_THREADS_H
 

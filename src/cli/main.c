@@ -185,6 +185,7 @@ static int run(const pllm_settings *settings, const pllm_context *context)
         if (!command)
             pllm_fail(PLLM_EINVAL, 0, "'%s' is no command: see pagedllm --help", settings->command);
         if (!command || check(settings) < 0) return complain(settings, 2);
+        cli_watch_model(settings);
         int status = command(&cli);
         cli_output_discard(&cli.stats);
         if (status < 0) {

@@ -2,8 +2,11 @@
 """Bad input: one clear sentence that names what is wrong, a non-zero exit, nothing left behind."""
 import json
 import os
+import re
 import shutil
+import signal
 import struct
+import time
 import unittest
 
 from program import MODEL, TINY, ProgramTest
@@ -182,6 +185,34 @@ class BadInput(ProgramTest):
         least = int(text.split("(")[1].split()[0])
         self.succeed("run", MODEL, *RUN, "--vram-limit", least)
         self.refuse("run", MODEL, *RUN, "--vram-limit", least - 1, words=[least])
+        named = re.search(r"at least ([\d.]+ \w+) \(", text).group(1) # in words, rounded up
+        self.succeed("run", MODEL, *RUN, "--vram-limit", named)
+        self.assertIn(f"least --vram-limit {least} ({named})", self.succeed("doctor", MODEL).decode())
+
+    def test_model_cut_short_while_it_is_read(self):
+        """A sentence, not a signal; whichever moment of loading it is."""
+        with open(MODEL, "rb") as file:
+            content = file.read()
+        said = []
+        for attempt in range(3):
+            path = self.write(f"cut-{attempt}.gguf", content)
+            process = self.start("run", path, *RUN)
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                with open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="replace") as maps:
+                    if path in maps.read():
+                        break
+            os.kill(process.pid, signal.SIGSTOP)
+            os.truncate(path, 1000000)
+            os.kill(process.pid, signal.SIGCONT)
+            output, errors = process.communicate(timeout=120)
+            text = errors.decode("utf-8", "replace")
+            self.assertEqual((process.returncode, output), (1, b""), text)
+            self.assertEqual(len(text.splitlines()), 1, text)
+            self.assertIn(path, text)
+            said.append(text)
+            os.remove(path)
+        self.assertTrue(any("cut from 98362432 to 1000000 bytes" in text for text in said), said)
 
     def test_prompt_longer_than_the_context(self):
         path = self.write("long.txt", "word " * 9000)
