@@ -106,7 +106,7 @@ const pllm_option pllm_options[] = {
     ENUM(weights, ON(BENCH), "bf16|f32|f16|q8_0|q4_0|q4_1", "bf16", "format of random weights"),
     BOOL(resume, ON(BENCH), "then evicts every KV block and times the next token"),
     BOOL(suite, ON(BENCH), "measures shapes by contexts by batches; writes tables and plots"),
-    STRING(models, ON(BENCH), "NAME,NAME,...", "llama-2-7b,llama-2-70b,mixtral-8x7b",
+    STRING(models, ON(BENCH), "NAME,NAME,...", "llama-2-7b,llama-2-70b",
            "shapes of --suite; NAME:FORMAT for other weights than --weights"),
     SIZE(bytes, NULL, ON(BENCH), "1GB", 64 * KIB, 0,
          "of the tensor that bench tensor fills and sums"),
@@ -128,7 +128,7 @@ const pllm_option pllm_options[] = {
     SIZE(nvme_size, NULL, ALL, "0", 0, 0,
          "size of the spill file; 0: none, but with --nvme-path what the context needs"),
     SIZE(page_size, NULL, ALL, "2MiB", 64 * KIB, GIB,
-         "bytes of a page of bench tensor; refused elsewhere: KV pages are blocks of 32 tokens, "
+         "bytes of a page of bench tensor, 4MiB if it is larger than --vram-limit; refused elsewhere: KV pages are blocks of 32 tokens, "
          "weights move by layers"),
     ENUM(policy, ALL, "static|lru|2q", "static",
          "which pages stay: a fixed share, the latest used, or the often used; on a GPU: among "

@@ -136,7 +136,7 @@ static const struct unit *decimal_unit(uint64_t bytes)
     return NULL;
 }
 
-const char *pllm_size_text(uint64_t bytes, char *buffer, size_t buffer_bytes)
+static const char *size_text(uint64_t bytes, bool up, char *buffer, size_t buffer_bytes)
 {
     if (bytes == PLLM_SIZE_UNLIMITED) {
         snprintf(buffer, buffer_bytes, "unlimited");
@@ -150,11 +150,22 @@ const char *pllm_size_text(uint64_t bytes, char *buffer, size_t buffer_bytes)
         const struct unit *decimal = decimal_unit(bytes);
         if (decimal) unit = decimal;
     }
-    uint64_t rounded = (uint64_t)((hundredths + unit->bytes / 2) / unit->bytes);
+    uint64_t more = up ? unit->bytes - 1 : unit->bytes / 2;
+    uint64_t rounded = (uint64_t)((hundredths + more) / unit->bytes);
     if (rounded == 102400 && scale < 4 && unit == &units[scale]) { /* 1023.999 KiB is 1 MiB */
         rounded = 100;
         unit++;
     }
     print_hundredths(buffer, buffer_bytes, rounded, unit->name);
     return buffer;
+}
+
+const char *pllm_size_text(uint64_t bytes, char *buffer, size_t buffer_bytes)
+{
+    return size_text(bytes, false, buffer, buffer_bytes);
+}
+
+const char *pllm_size_text_up(uint64_t bytes, char *buffer, size_t buffer_bytes)
+{
+    return size_text(bytes, true, buffer, buffer_bytes);
 }

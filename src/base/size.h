@@ -20,5 +20,7 @@ int pllm_size_parse(const char *text, uint64_t *bytes_out);
 /* "24 GB", "1.5 GiB", "123 B", "unlimited": decimal where that is exact and binary is not, else
  * binary with at most two decimals. Returns buffer, always ended; cut if too small. */
 const char *pllm_size_text(uint64_t bytes, char *buffer, size_t buffer_bytes);
+/* The same, but never less than bytes: for the least of something, which people type back. */
+const char *pllm_size_text_up(uint64_t bytes, char *buffer, size_t buffer_bytes);
 
 #endif

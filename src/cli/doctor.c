@@ -11,6 +11,8 @@
 #include "base/size.h"
 #include "cli/cli.h"
 #include "device/cuda.h"
+#include "device/open.h"
+#include "engine/parts.h"
 #include "kernels/cuda/fatbin.h"
 #include "kernels/kernels.h"
 #include "tier/disk.h"
@@ -21,7 +23,9 @@ typedef struct findings {
     uint32_t memory_nodes;
     const char *kernels;
     cli_memory memory;
+    uint64_t machine_bytes;
     double disk_write_bytes_per_second, disk_read_bytes_per_second;
+    char device_problem[1024]; /* of --device */
     char disk_name[16], disk_note[160], disk_problem[1024], cuda[1024];
     char disk_folder[256];
     uint64_t disk_free_bytes, memlock_bytes;
@@ -118,8 +122,20 @@ static void miss(findings *f, const char *what)
         f->missing[f->missing_count++] = what;
 }
 
+/* Is the device that was asked for there? */
+static void look_for_device(cli_program *cli, findings *f)
+{
+    cli_engine_choice choice;
+    cli_engine_choose(cli, NULL, &choice);
+    pllm_device *device;
+    if (pllm_engine_open_device(cli->context, &choice.options, &device) < 0)
+        snprintf(f->device_problem, sizeof f->device_problem, "%s", pllm_last_error()->text);
+    pllm_device_close(device);
+}
+
 static void look_for_what_is_missing(findings *f)
 {
+    if (f->device_problem[0]) miss(f, f->device_problem);
     if (f->disk_problem[0])
         miss(f, "a place to spill to: give a folder on a local disk with --nvme-path");
     else if (strstr(f->disk_note, "tmpfs"))
@@ -189,15 +205,15 @@ static int report_json(const findings *f)
         "{s:s,s:i,s:i,s:s,s:I,s:I,s:f,s:f,s:f,s:s,s:o,s:o,s:I,s:o,s:f,s:f,s:I,s:o,s:o,s:o}",
         "version", pllm_version(), "threads", (int)f->memory.threads, "memory_nodes",
         (int)f->memory_nodes, "kernels", f->kernels, "host_total_bytes",
-        (json_int_t)f->memory.host.total_bytes, "host_free_bytes",
-        (json_int_t)f->memory.host.free_bytes, "memory_read_bytes_per_second",
-        f->memory.read_bytes_per_second, "memory_copy_bytes_per_second",
-        f->memory.copy_bytes_per_second, "memory_copy_all_threads_bytes_per_second",
-        f->memory.copy_all_bytes_per_second, "disk", f->disk_name, "disk_folder",
-        cli_json_text(f->disk_folder), "disk_note", cli_json_text(f->disk_note), "disk_free_bytes",
-        (json_int_t)f->disk_free_bytes, "disk_problem", cli_json_text(f->disk_problem),
-        "disk_write_bytes_per_second", f->disk_write_bytes_per_second, "disk_read_bytes_per_second",
-        f->disk_read_bytes_per_second, "memlock_bytes",
+        (json_int_t)f->machine_bytes, "host_free_bytes", (json_int_t)f->memory.host.free_bytes,
+        "memory_read_bytes_per_second", f->memory.read_bytes_per_second,
+        "memory_copy_bytes_per_second", f->memory.copy_bytes_per_second,
+        "memory_copy_all_threads_bytes_per_second", f->memory.copy_all_bytes_per_second, "disk",
+        f->disk_name, "disk_folder", cli_json_text(f->disk_folder), "disk_note",
+        cli_json_text(f->disk_note), "disk_free_bytes", (json_int_t)f->disk_free_bytes,
+        "disk_problem", cli_json_text(f->disk_problem), "disk_write_bytes_per_second",
+        f->disk_write_bytes_per_second, "disk_read_bytes_per_second", f->disk_read_bytes_per_second,
+        "memlock_bytes",
         f->memlock_bytes > INT64_MAX ? (json_int_t)-1 : (json_int_t)f->memlock_bytes, "cuda",
         cli_json_text(f->cuda), "gpus", gpus_json(f), "missing", missing);
     if (root && f->has_model) json_object_set_new(root, "model", model_json(f));
@@ -229,8 +245,9 @@ static void report_model(const findings *f)
     char vram[PLLM_SIZE_TEXT_BYTES], kv[PLLM_SIZE_TEXT_BYTES];
     printf("           least --vram-limit %llu (%s), least --kv-limit %llu (%s)\n",
            (unsigned long long)m->least_vram_bytes,
-           pllm_size_text(m->least_vram_bytes, vram, sizeof vram),
-           (unsigned long long)m->least_kv_bytes, pllm_size_text(m->least_kv_bytes, kv, sizeof kv));
+           pllm_size_text_up(m->least_vram_bytes, vram, sizeof vram),
+           (unsigned long long)m->least_kv_bytes,
+           pllm_size_text_up(m->least_kv_bytes, kv, sizeof kv));
 }
 
 static int report_text(const findings *f)
@@ -238,8 +255,8 @@ static int report_text(const findings *f)
     char total[PLLM_SIZE_TEXT_BYTES], unused[PLLM_SIZE_TEXT_BYTES], memlock[PLLM_SIZE_TEXT_BYTES];
     printf("pagedllm   %s\n", pllm_version());
     printf("processor  %u threads, %s kernels\n", f->memory.threads, f->kernels);
-    printf("device     host: %s of memory, %s free\n",
-           pllm_size_text(f->memory.host.total_bytes, total, sizeof total),
+    printf("device     host: %s of memory, %s available\n",
+           pllm_size_text(f->machine_bytes, total, sizeof total),
            pllm_size_text(f->memory.host.free_bytes, unused, sizeof unused));
     printf("device     cuda: %s\n", f->cuda);
     for (uint32_t i = 0; i < f->gpu_count; i++) {
@@ -269,7 +286,9 @@ static int report_text(const findings *f)
 
 int command_doctor(cli_program *cli)
 {
-    findings f = {.kernels = pllm_kernels_best()->name, .memory_nodes = 1};
+    findings f = {.kernels = pllm_kernels_best()->name,
+                  .memory_nodes = 1,
+                  .machine_bytes = pllm_machine_total_bytes()};
     if (numa_available() >= 0) f.memory_nodes = (uint32_t)numa_num_configured_nodes();
     struct rlimit limit;
     if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0) f.memlock_bytes = limit.rlim_cur;
@@ -278,10 +297,15 @@ int command_doctor(cli_program *cli)
     measure_disk(cli, &f);
     if (cli_interrupted()) return cli_canceled();
     look_for_cuda(&f);
+    look_for_device(cli, &f);
     look_for_what_is_missing(&f);
     if (cli->settings->positional_count > 0) look_at_model(cli, &f);
     if (cli_interrupted()) return cli_canceled();
     pllm_error kept = *pllm_last_error();
     status = cli->settings->json ? report_json(&f) : report_text(&f);
-    return status == PLLM_OK && f.model_problem[0] ? cli_fail_again(&kept) : status;
+    if (status < 0) return status;
+    if (f.model_problem[0]) return cli_fail_again(&kept);
+    if (!f.device_problem[0]) return PLLM_OK;
+    return pllm_fail(PLLM_EUNSUPPORTED, 0, "--device %s cannot be used: %s", cli->settings->device,
+                     f.device_problem);
 }

@@ -1,13 +1,15 @@
 /* run.c - pagedllm run: completes a prompt and prints only the generated text. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/context.h"
 #include "cli/cli.h"
 #include "engine/parts.h"
 
+/* user: the last byte so far. */
 static int print_text(void *user, const char *text, uint64_t bytes)
 {
-    (void)user;
+    if (bytes > 0) *(char *)user = text[bytes - 1];
     if (fwrite(text, 1, bytes, stdout) != bytes || fflush(stdout) != 0) return 1;
     return cli_interrupted();
 }
@@ -60,6 +62,7 @@ static int complete(cli_program *cli, pllm_engine *engine, const uint32_t *ids, 
     pllm_sequence *sequence;
     int status = pllm_sequence_open(engine, &sequence);
     if (status < 0) return status;
+    char last = '\n';
     pllm_generate_options options = {.struct_bytes = sizeof options,
                                      .max_tokens = (uint32_t)settings->max_tokens,
                                      .temperature = (float)settings->temperature,
@@ -68,10 +71,16 @@ static int complete(cli_program *cli, pllm_engine *engine, const uint32_t *ids, 
                                      .seed = settings->seed,
                                      .stop = settings->stop.items,
                                      .stop_count = settings->stop.count,
-                                     .text = print_text};
+                                     .text = print_text,
+                                     .user = &last};
     pllm_generate_result result;
     status = pllm_generate(engine, sequence, ids, count, &options, &result);
     pllm_sequence_close(sequence);
+    /* What is piped is the text and no more; on a terminal the shell's next line is its own. */
+    if (last != '\n' && isatty(STDOUT_FILENO)) {
+        putchar('\n');
+        fflush(stdout);
+    }
     if (cli_interrupted()) return cli_canceled();
     if (status == PLLM_OK && ferror(stdout))
         status = pllm_fail(PLLM_EIO, 0, "standard output could not be written to the end");

@@ -1,13 +1,14 @@
 /* machine.c - what this machine is: memory the process may still take, the processor's name, an id.
  *
- * Memory: MemAvailable of /proc/meminfo, and no more than what the process's control groups leave
- * (version 2: memory.max of the group and each parent; version 1: memory.limit_in_bytes). Page
- * cache counts as free in both, since the kernel gives it up. */
+ * Memory available: MemAvailable of /proc/meminfo, and no more than what the process's control
+ * groups leave (version 2: memory.max of the group and each parent; version 1:
+ * memory.limit_in_bytes). Page cache counts as free in both, since the kernel gives it up. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "device/arena.h"
+#include "device/open.h"
 
 /* The number on the line of path that starts with key ("" for a bare number); fallback if none. */
 static uint64_t read_number(const char *path, const char *key, uint64_t fallback)
@@ -28,18 +29,32 @@ static uint64_t read_number(const char *path, const char *key, uint64_t fallback
     return value;
 }
 
-/* Bytes one control group leaves; UINT64_MAX where it sets no limit. */
-static uint64_t group_left(const char *folder, const char *limit_name, const char *used_name,
-                           const char *cache_key)
+/* Where a control group says what: versions 1 and 2. */
+static const struct group_names {
+    const char *limit, *used, *cache;
+} group_names[] = {
+    {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "},
+    {"memory.max", "memory.current", "inactive_file "},
+};
+
+static uint64_t group_limit(const char *folder, const struct group_names *names)
 {
     char path[640];
-    snprintf(path, sizeof path, "%s/%s", folder, limit_name);
+    snprintf(path, sizeof path, "%s/%s", folder, names->limit);
     uint64_t limit = read_number(path, "", UINT64_MAX); /* "max" is no number */
-    if (limit > UINT64_MAX / 4) return UINT64_MAX;
-    snprintf(path, sizeof path, "%s/%s", folder, used_name);
+    return limit > UINT64_MAX / 4 ? UINT64_MAX : limit;
+}
+
+/* Bytes one control group leaves; UINT64_MAX where it sets no limit. */
+static uint64_t group_left(const char *folder, const struct group_names *names)
+{
+    char path[640];
+    uint64_t limit = group_limit(folder, names);
+    if (limit == UINT64_MAX) return limit;
+    snprintf(path, sizeof path, "%s/%s", folder, names->used);
     uint64_t used = read_number(path, "", 0);
     snprintf(path, sizeof path, "%s/memory.stat", folder);
-    uint64_t cache = read_number(path, cache_key, 0);
+    uint64_t cache = read_number(path, names->cache, 0);
     used -= cache < used ? cache : used;
     return used < limit ? limit - used : 0;
 }
@@ -49,8 +64,9 @@ static uint64_t least(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* Walks from the group that the process is in up to the root of the mount. */
-static uint64_t groups_left(void)
+/* The least of what each says, from the group that the process is in up to the root of the mount.
+ */
+static uint64_t groups_least(uint64_t (*ask)(const char *folder, const struct group_names *names))
 {
     FILE *file = fopen("/proc/self/cgroup", "re");
     if (!file) return UINT64_MAX;
@@ -68,11 +84,7 @@ static uint64_t groups_left(void)
         char folder[400];
         for (;;) {
             snprintf(folder, sizeof folder, "%s%s", root, strcmp(group, "/") ? group : "");
-            left = least(left,
-                         version_2
-                             ? group_left(folder, "memory.max", "memory.current", "inactive_file ")
-                             : group_left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                          "total_inactive_file "));
+            left = least(left, ask(folder, &group_names[version_2]));
             char *slash = strrchr(group, '/');
             if (!slash || group[0] == '\0' || strcmp(group, "/") == 0) break;
             *slash = '\0';
@@ -88,7 +100,13 @@ uint64_t pllm_machine_available_bytes(void)
     uint64_t machine = kibibytes == UINT64_MAX
                            ? (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE)
                            : kibibytes * 1024;
-    return least(machine, groups_left());
+    return least(machine, groups_least(group_left));
+}
+
+uint64_t pllm_machine_total_bytes(void)
+{
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return least(machine, groups_least(group_limit));
 }
 
 void pllm_machine_name(char *text, uint64_t text_bytes)

@@ -12,4 +12,8 @@ int pllm_device_name_is_cuda(const char *name);
 /* Is it such a name at all, whether or not the device is there? EINVAL with a sentence if not. */
 int pllm_device_name_check(const char *name);
 
+/* Memory of the machine, or the smallest limit of this process's control groups, if that is less.
+ */
+uint64_t pllm_machine_total_bytes(void);
+
 #endif

@@ -130,7 +130,7 @@ static int refuse_limit(const char *option, uint64_t limit, uint64_t least, cons
                      "--%s is %s, but this model needs at least %s (%llu bytes) %s: raise it "
                      "or use a smaller --kv-format",
                      option, pllm_size_text(limit, have, sizeof have),
-                     pllm_size_text(least, need, sizeof need), (unsigned long long)least, what);
+                     pllm_size_text_up(least, need, sizeof need), (unsigned long long)least, what);
 }
 
 static uint64_t round_up(uint64_t bytes, uint64_t unit)

@@ -74,6 +74,11 @@ class Bench(ProgramTest):
             self.assertGreaterEqual(half[key], half["not_resident_bytes"])
             self.assertLess(half[rate], 1.01e9)
         self.assertGreater(half["over_bound"], 0.9) # faster than the link: something else was measured
+        help_text = " ".join(self.succeed("bench", "--help").decode().split())
+        self.assertRegex(help_text, r"4MiB if it is larger than --vram-limit.*\[2MiB\]")
+        self.assertEqual(report["page_bytes"], 2 << 20)
+        large = json.loads(self.succeed("bench", "tensor", "--bytes", "20MB", "--json", "--vram-limit", "12MiB"))
+        self.assertEqual(large["page_bytes"], 4 << 20)
         for arguments, words in ((("--page-size", "96KiB"), "64 KiB"), (("--vram-limit", "64KiB"), "limit")):
             self.refuse("bench", "tensor", *arguments, words=[words])
         for arguments, words in (((MODEL, "--bytes", "1GB"), "--bytes"), (("tensor", "--suite"), "one of"),
@@ -133,6 +138,15 @@ class Bench(ProgramTest):
         self.assertEqual(len(plot.findall(f".//{name}circle")), 2)
         self.assertEqual(sorted(os.listdir(folder)), ["decode-smollm2-135m-q4_0.svg", "prefill.svg", "suite.json",
                                                       "suite.md"])
+
+    def test_suite_that_measured_nothing(self):
+        result = self.run_program("bench", "--suite", "--output", self.scratch, "--models", "smollm2-135m:q4_0",
+                                  "--contexts", "4000000", "--batches", 16)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"0 of 1 points measured", result.stdout)
+        self.assertIn(b"no point of the suite was measured", result.stderr)
+        help_text = " ".join(self.succeed("bench", "--help").decode().split())
+        self.assertNotIn("mixtral", help_text) # does not run, so it is none of the models left out
 
     def test_goals_table(self):
         """Verdicts of made-up figures: one each that passes, passes its gate only, misses, is not there."""

@@ -202,6 +202,26 @@ class Commands(ProgramTest):
         self.assertEqual(broken.returncode, 1)
         self.assertIn("no.gguf", json.loads(broken.stdout)["model"]["problem"])
         self.assertEqual(len(broken.stderr.splitlines()), 1)
+        # The machine's memory and what is left of it are two things.
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            machine = int(next(line for line in file if line.startswith("MemTotal:")).split()[1]) * 1024
+        self.assertLess(alone["host_free_bytes"], alone["host_total_bytes"])
+        self.assertLessEqual(alone["host_total_bytes"], machine)
+        self.assertRegex(text, r"device +host: [\d.]+ \w+ of memory, [\d.]+ \w+ available")
+
+    def test_doctor_of_a_device_that_is_not_there(self):
+        gpus = len(json.loads(self.succeed("doctor", "--json"))["gpus"])
+        for name in (f"cuda:{gpus}", "cuda") if gpus == 0 else (f"cuda:{gpus}",):
+            result = self.run_program("doctor", "--device", name)
+            self.assertEqual(result.returncode, 1, name)
+            self.assertNotIn(b"missing    nothing", result.stdout)
+            self.assertIn(name.encode(), result.stderr)
+            self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+            if gpus == 0:
+                self.assertRegex(result.stdout, rb"\nmissing    .*driver")
+            result = self.run_program("doctor", "--device", name, "--json")
+            self.assertEqual(result.returncode, 1)
+            self.assertTrue(json.loads(result.stdout)["missing"])
 
     def test_flag_over_environment_over_file(self):
         config = self.write("my.conf", "max_tokens = 1 # one\nkv_limit = 4MB\nstop = \"never\"\n")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What run generates: stop strings, sampling, odd prompts; and contexts larger than memory."""
 import os
+import pty
 import subprocess
 import unittest
 
@@ -25,6 +26,24 @@ class Generation(ProgramTest):
                                 "8"], input=PROMPT.encode(), capture_output=True, timeout=120,
                                env=self.environment())
         self.assertEqual((piped.returncode, piped.stdout), (0, said))
+
+    def test_the_last_line_ends_on_a_terminal_only(self):
+        said = self.answer("--max-tokens", 8)
+        self.assertNotEqual(said[-1:], b"\n")
+        master, slave = pty.openpty()
+        process = subprocess.Popen([self.program, "run", MODEL, "--prompt", PROMPT, "--max-tokens", "8"],
+                                   stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.DEVNULL,
+                                   env=self.environment())
+        os.close(slave)
+        shown = b""
+        try:
+            while piece := os.read(master, 4096):
+                shown += piece
+        except OSError: # the other end is closed
+            pass
+        os.close(master)
+        self.assertEqual(process.wait(60), 0)
+        self.assertEqual(shown.replace(b"\r\n", b"\n"), said + b"\n")
 
     def test_stop_strings(self):
         """Whatever lies between: within a token, across two, several; the first one counts."""

@@ -143,6 +143,28 @@ static void text_reads_back_within_a_hundredth(void **state)
     }
 }
 
+/* Typed back, it is enough; and hardly more than that. */
+static void text_up_reads_back_as_no_less(void **state)
+{
+    (void)state;
+    uint64_t random = 7;
+    for (int i = 0; i < 20000; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        uint64_t bytes = random >> (random >> 58), back;
+        if (bytes >> 63) continue;
+        char buffer[PLLM_SIZE_TEXT_BYTES];
+        assert_int_equal(pllm_size_parse(pllm_size_text_up(bytes, buffer, sizeof buffer), &back),
+                         0);
+        if (back < bytes || back - bytes > bytes / 99)
+            fail_msg("%llu: %s", (unsigned long long)bytes, buffer);
+    }
+    char buffer[PLLM_SIZE_TEXT_BYTES];
+    assert_string_equal(pllm_size_text_up(21823488, buffer, sizeof buffer), "20.82 MiB");
+    assert_string_equal(pllm_size_text_up(24000000000u, buffer, sizeof buffer), "24 GB");
+    assert_string_equal(pllm_size_text_up(1047553, buffer, sizeof buffer), "1023.01 KiB");
+    assert_string_equal(pllm_size_text_up(1048575, buffer, sizeof buffer), "1 MiB");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -150,6 +172,7 @@ int main(void)
         cmocka_unit_test(wrong_ones),
         cmocka_unit_test(text),
         cmocka_unit_test(text_reads_back_within_a_hundredth),
+        cmocka_unit_test(text_up_reads_back_as_no_less),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
