@@ -84,8 +84,8 @@ typedef struct pllm_vmm_pool_options {
     uint64_t limit_bytes;    /* physical bytes of this model; 0: as many as its capacity */
     uint64_t kept_bytes;     /* physical memory of freed pages that is kept for the next ones, until
                                 somebody needs it; 0: none; PLLM_UNLIMITED */
-    uint64_t ahead_bytes;    /* what is kept mapped behind whatever grew last, from memory that
-                                nobody else needs; 0: none */
+    uint64_t ahead_bytes;    /* what is mapped behind whatever grew last, from memory that nobody
+                                else needs, and again when half of it is used; 0: none */
 } pllm_vmm_pool_options;
 
 /* Reserves the addresses and backs none. name: 1 to 63 characters, none of them a control

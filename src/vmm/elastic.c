@@ -47,6 +47,9 @@ static void *background(void *argument)
 {
     pllm_vmm *vmm = argument;
     int waiting = 0;
+    /* Whoever wakes it should go on at once, and not make way for it. */
+    struct sched_param none = {0};
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
     pthread_mutex_lock(&vmm->wake_lock);
     while (!vmm->stopping) {
         struct timespec at;

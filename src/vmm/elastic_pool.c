@@ -218,7 +218,8 @@ void pllm_vmm_pool_grown(pllm_vmm_pool *pool, uint64_t end)
     uint32_t first, stop;
     if (!pool->ahead_pages) return;
     window(pool, end, &first, &stop);
-    if (missing(pool, first, stop) == 0) return;
+    uint32_t short_of = missing(pool, first, stop);
+    if (short_of == 0) return;
     uint64_t reach = (pool->ahead_pages + 1) * pool->page_bytes;
     uint32_t kept = 0, first_kept = pool->point_count == PLLM_VMM_POINTS; /* else there is room */
     for (uint32_t i = first_kept; i < pool->point_count; i++) {
@@ -227,7 +228,8 @@ void pllm_vmm_pool_grown(pllm_vmm_pool *pool, uint64_t end)
     }
     pool->points[kept++] = end;
     pool->point_count = kept;
-    pllm_vmm_wake(pool->vmm);
+    /* Waking costs more than growing does: half of what is wanted is enough for a while. */
+    if (2 * short_of >= stop - first) pllm_vmm_wake(pool->vmm);
 }
 
 /* The next pages to map ahead, the newest point first. 0: there are none. */
