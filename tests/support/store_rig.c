@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -19,11 +21,71 @@ static void *serve(void *argument)
     return status == PLLM_OK ? NULL : rig;
 }
 
+/* ---- the part ---- */
+
+static void heard_changed(void *user, const pllm_store_entry *entry)
+{
+    store_rig *rig = user;
+    rig->changed_count++;
+    rig->changed_record = *entry->record;
+    snprintf(rig->changed_name, sizeof rig->changed_name, "%s", entry->record->name);
+    snprintf(rig->changed_handle, sizeof rig->changed_handle, "%s", entry->ipc_handle);
+}
+
+static void heard_removed(void *user, const char *name, uint64_t generation)
+{
+    store_rig *rig = user;
+    assert_true(generation != 0);
+    rig->removed_count++;
+    snprintf(rig->removed_name, sizeof rig->removed_name, "%s", name);
+}
+
+static uint64_t part_prepare(void *user, uint64_t now_ns, int *fd_out, uint32_t *events_out)
+{
+    store_rig *rig = user;
+    (void)now_ns;
+    *fd_out = rig->ask_fd;
+    *events_out = EPOLLIN;
+    return UINT64_MAX;
+}
+
+static void part_run(void *user, uint32_t events, uint64_t now_ns)
+{
+    store_rig *rig = user;
+    uint64_t drained;
+    (void)now_ns;
+    if (!events || read(rig->ask_fd, &drained, sizeof drained) < 0) return;
+    pthread_mutex_lock(&rig->lock);
+    if (rig->work) rig->work(rig, rig->work_user);
+    rig->work = NULL;
+    pthread_cond_signal(&rig->done);
+    pthread_mutex_unlock(&rig->lock);
+}
+
+void store_rig_inside(store_rig *rig, void (*work)(store_rig *rig, void *user), void *user)
+{
+    uint64_t one = 1;
+    pthread_mutex_lock(&rig->lock);
+    rig->work = work;
+    rig->work_user = user;
+    assert_int_equal(write(rig->ask_fd, &one, sizeof one), sizeof one);
+    while (rig->work) pthread_cond_wait(&rig->done, &rig->lock);
+    pthread_mutex_unlock(&rig->lock);
+}
+
+/* ---- life ---- */
+
 void store_rig_start(store_rig *rig)
 {
+    pllm_store_part part = {.user = rig,
+                            .changed = heard_changed,
+                            .removed = heard_removed,
+                            .prepare = part_prepare,
+                            .run = part_run};
     int status = pllm_store_server_open(&rig->memory.context, &rig->options, &rig->server);
     if (status < 0) print_message("%s\n", pllm_last_error()->text);
     assert_int_equal(status, PLLM_OK);
+    assert_int_equal(pllm_store_server_add(rig->server, &part), PLLM_OK);
     assert_int_equal(pthread_create(&rig->thread, NULL, serve, rig), 0);
     rig->running = 1;
 }
@@ -58,6 +120,10 @@ void store_rig_open(store_rig *rig, const pllm_store_server_options *options,
     strcpy(rig->folder, "/tmp/store-test-XXXXXX");
     assert_non_null(mkdtemp(rig->folder));
     snprintf(rig->path, sizeof rig->path, "%s/s.sock", rig->folder);
+    rig->ask_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    assert_true(rig->ask_fd >= 0);
+    pthread_mutex_init(&rig->lock, NULL);
+    pthread_cond_init(&rig->done, NULL);
     if (options) rig->options = *options;
     rig->served.device = rig->device;
     rig->options.struct_bytes = sizeof rig->options;
@@ -72,6 +138,9 @@ void store_rig_close(store_rig *rig)
     char path[96];
     store_rig_stop(rig);
     pllm_device_close(rig->device);
+    close(rig->ask_fd);
+    pthread_mutex_destroy(&rig->lock);
+    pthread_cond_destroy(&rig->done);
     assert_int_equal(access(rig->path, F_OK), -1);
     snprintf(path, sizeof path, "%s.lock", rig->path);
     unlink(path);
@@ -79,10 +148,15 @@ void store_rig_close(store_rig *rig)
     failing_context_check(&rig->memory);
 }
 
+static void stats_take(store_rig *rig, void *user)
+{
+    pllm_store_server_stats_get(rig->server, user);
+}
+
 pllm_store_server_stats store_rig_stats(store_rig *rig)
 {
     pllm_store_server_stats stats;
-    pllm_store_server_stats_get(rig->server, &stats);
+    store_rig_inside(rig, stats_take, &stats);
     return stats;
 }
 

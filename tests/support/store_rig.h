@@ -27,6 +27,16 @@ typedef struct store_rig {
     char folder[64], path[80];
     pllm_store_server_options options;
     pllm_store_served served;
+    /* Work that a test has done inside the loop: a part of the daemon. */
+    int ask_fd;
+    pthread_mutex_t lock;
+    pthread_cond_t done;
+    void (*work)(struct store_rig *rig, void *user);
+    void *work_user;
+    uint32_t changed_count, removed_count; /* what the part heard; read inside the loop */
+    char changed_name[PLLM_STORE_NAME_MAX + 1], removed_name[PLLM_STORE_NAME_MAX + 1];
+    char changed_handle[128];
+    pllm_store_record changed_record;
 } store_rig;
 
 /* options (may be NULL): socket and devices are filled in. The host device has capacity_bytes, or
@@ -39,7 +49,9 @@ void store_rig_restart(store_rig *rig);
 void store_rig_stop(store_rig *rig);
 void store_rig_start(store_rig *rig);
 void store_rig_close(store_rig *rig);
-/* The daemon's own figures; only while it has nothing to do. */
+/* Has work called in the daemon's thread, and waits for it. */
+void store_rig_inside(store_rig *rig, void (*work)(store_rig *rig, void *user), void *user);
+/* The daemon's own figures. */
 pllm_store_server_stats store_rig_stats(store_rig *rig);
 /* Waits (at most 5 s) until so many tensors and clients are left. */
 void store_rig_until(store_rig *rig, uint32_t tensor_count, uint32_t client_count);
