@@ -213,12 +213,86 @@ static void every_allocation_fails_once(void **state)
         }
 }
 
+/* Failures at random moments in random lives: whatever is refused, what there is keeps its bytes.
+ */
+static void random_lives_survive_random_failures(void **state)
+{
+    (void)state;
+    enum { LIVES = 12, STEPS = 1200 };
+    for (uint32_t cuda = 0; cuda < 2; cuda++) {
+        failing_context memory;
+        failing_context_init(&memory, FAILING_NEVER);
+        world w = {.context = &memory.context, .cuda = cuda};
+        struct {
+            pllm_store_block *block;
+            uint64_t bytes;
+            uint8_t value; /* of its last byte */
+        } lives[LIVES] = {{0}};
+        uint64_t x = 0x5eed0007 + cuda;
+        uint32_t failed = 0;
+        pllm_store_memory_options options = {.struct_bytes = sizeof options,
+                                             .ready_bytes = 12 * MEBI,
+                                             .legacy_bytes_max = 16 * MEBI,
+                                             .slab_bytes = 2 * MEBI,
+                                             .spilled_bytes_max = 16 * MEBI};
+        begin(&w, NULL);
+        assert_int_equal(pllm_store_memory_open(w.context, w.device, w.member, &options, &w.memory),
+                         PLLM_OK);
+        for (int step = 0; step < STEPS; step++) {
+            x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+            uint32_t i = x % LIVES, what = x / 64 % 8;
+            pllm_store_block **block = &lives[i].block;
+            pllm_faulty_device_arm(w.device, x / 512 % 16);
+            if (x / 8192 % 4 == 0) memory.fail_at = memory.call_count + x / 32768 % 4;
+            int status = PLLM_OK;
+            if (!*block) {
+                uint64_t bytes = 1 + x / 1024 % (what < 4 ? 5000 : 6 * MEBI);
+                status = pllm_store_memory_create(w.memory, bytes, cuda && what == 2,
+                                                  what & 1 ? &ann : &bob, block);
+                assert_int_equal(status == PLLM_OK, *block != NULL);
+                lives[i].bytes = bytes;
+                lives[i].value = 0;
+            } else if (what == 0) {
+                pllm_store_memory_free(w.memory, *block, x / 4096 % 2);
+                *block = NULL;
+            } else if (what == 1) {
+                status = pllm_store_memory_spill(w.memory, *block);
+            } else if (what == 2) {
+                status = pllm_store_memory_restore(w.memory, *block);
+            } else if (what == 3) {
+                (void)pllm_store_memory_trim(w.memory, x % (4 * MEBI));
+            } else {
+                (void)pllm_store_memory_tick(w.memory);
+            }
+            failed += status < 0;
+            pllm_faulty_device_arm(w.device, UINT64_MAX);
+            memory.fail_at = FAILING_NEVER;
+            pllm_store_memory_check(w.memory);
+            if (!*block) continue;
+            uint8_t seen = 1, value = (uint8_t)(x >> 32);
+            assert_int_equal(pllm_store_block_read(w.memory, *block, lives[i].bytes - 1, 1, &seen),
+                             PLLM_OK);
+            assert_int_equal(seen, lives[i].value);
+            assert_int_equal(
+                pllm_store_block_write(w.memory, *block, lives[i].bytes - 1, 1, &value), PLLM_OK);
+            lives[i].value = value;
+        }
+        print_message("calls that failed: %u (%s)\n", (unsigned)failed,
+                      cuda ? "cuda, fake" : "host");
+        assert_true(failed > 20);
+        for (uint32_t i = 0; i < LIVES; i++) pllm_store_memory_free(w.memory, lives[i].block, 0);
+        clean(&w);
+        failing_context_check(&memory);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_device_call_fails_once),
         cmocka_unit_test(every_device_call_fails_once_asynchronously),
         cmocka_unit_test(every_allocation_fails_once),
+        cmocka_unit_test(random_lives_survive_random_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
