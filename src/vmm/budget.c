@@ -7,7 +7,10 @@
  *
  * Invariants: 1. held_bytes = sum of max(charged, minimum). 2. charged_bytes = sum of charged, and
  * no charge ever takes it past the limit. 3. The minimums together fit in the limit.
- * Locks: one, a leaf. */
+ * Ledger: a charge is made here first, since it costs others nothing to be refused here, then in
+ * the ledger, and taken back here if that refuses; bytes are used only after both. A credit goes to
+ * the ledger first, so that who charges next finds it there.
+ * Locks: one, a leaf; the ledger, which may wait, is called without it. */
 #include <assert.h>
 #include <pthread.h>
 #include "vmm/budget.h"
@@ -21,6 +24,7 @@ struct pllm_budget_member {
 
 struct pllm_budget {
     const pllm_context *context;
+    pllm_ledger_member *ledger; /* NULL: alone */
     pthread_mutex_t lock;
     pllm_budget_member *members;
     uint64_t limit_bytes, held_bytes, minimum_bytes, charged_bytes, peak_bytes, refused_count;
@@ -41,6 +45,12 @@ int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_bud
     }
     *budget_out = budget;
     return PLLM_OK;
+}
+
+void pllm_budget_attach(pllm_budget *budget, pllm_ledger_member *ledger)
+{
+    assert(budget->charged_bytes == 0);
+    budget->ledger = ledger;
 }
 
 void pllm_budget_close(pllm_budget *budget)
@@ -129,30 +139,52 @@ void pllm_budget_leave(pllm_budget_member *member)
     pllm_free(budget->context, member);
 }
 
+static int charge_here(pllm_budget_member *member, uint64_t bytes)
+{
+    pllm_budget *budget = member->budget;
+    if (member->charged_bytes > member->limit_bytes ||
+        bytes > member->limit_bytes - member->charged_bytes ||
+        budget->charged_bytes > budget->limit_bytes ||
+        bytes > budget->limit_bytes - budget->charged_bytes)
+        return PLLM_ENODEVMEM;
+    uint64_t charged = member->charged_bytes + bytes;
+    uint64_t growth = most(charged, member->minimum_bytes) - held(member);
+    /* Inside its own minimum a member takes nothing that others could have: it may charge even
+     * while they hold too much (the limit was lowered, or someone joined). */
+    if (growth > 0 && (budget->held_bytes > budget->limit_bytes ||
+                       growth > budget->limit_bytes - budget->held_bytes))
+        return PLLM_ENODEVMEM;
+    member->charged_bytes = charged;
+    budget->held_bytes += growth;
+    budget->charged_bytes += bytes;
+    return PLLM_OK;
+}
+
+static void credit_here(pllm_budget_member *member, uint64_t bytes)
+{
+    pllm_budget *budget = member->budget;
+    assert(bytes <= member->charged_bytes);
+    uint64_t before = held(member);
+    member->charged_bytes -= bytes;
+    budget->charged_bytes -= bytes;
+    budget->held_bytes -= before - held(member);
+}
+
 int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
 {
     pllm_budget *budget = member->budget;
     if (bytes == 0) return PLLM_OK; /* who is over may still map what it keeps */
     pthread_mutex_lock(&budget->lock);
-    int status = PLLM_ENODEVMEM;
-    if (member->charged_bytes <= member->limit_bytes &&
-        bytes <= member->limit_bytes - member->charged_bytes &&
-        budget->charged_bytes <= budget->limit_bytes &&
-        bytes <= budget->limit_bytes - budget->charged_bytes) {
-        uint64_t charged = member->charged_bytes + bytes;
-        uint64_t growth = most(charged, member->minimum_bytes) - held(member);
-        /* Inside its own minimum a member takes nothing that others could have: it may charge even
-         * while they hold too much (the limit was lowered, or someone joined). */
-        if (growth == 0 || (budget->held_bytes <= budget->limit_bytes &&
-                            growth <= budget->limit_bytes - budget->held_bytes)) {
-            member->charged_bytes = charged;
-            budget->held_bytes += growth;
-            budget->charged_bytes += bytes;
-            budget->peak_bytes = most(budget->peak_bytes, budget->charged_bytes);
-            status = PLLM_OK;
-        }
+    int status = charge_here(member, bytes);
+    if (status == PLLM_OK && budget->ledger) {
+        pthread_mutex_unlock(&budget->lock);
+        status = pllm_ledger_charge(budget->ledger, bytes);
+        pthread_mutex_lock(&budget->lock);
+        if (status < 0) credit_here(member, bytes);
     }
-    if (status < 0) budget->refused_count++;
+    budget->refused_count += status < 0;
+    budget->peak_bytes =
+        status < 0 ? budget->peak_bytes : most(budget->peak_bytes, budget->charged_bytes);
     pthread_mutex_unlock(&budget->lock);
     return status;
 }
@@ -160,12 +192,9 @@ int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
 void pllm_budget_credit(pllm_budget_member *member, uint64_t bytes)
 {
     pllm_budget *budget = member->budget;
+    if (budget->ledger && bytes) pllm_ledger_credit(budget->ledger, bytes);
     pthread_mutex_lock(&budget->lock);
-    assert(bytes <= member->charged_bytes);
-    uint64_t before = held(member);
-    member->charged_bytes -= bytes;
-    budget->charged_bytes -= bytes;
-    budget->held_bytes -= before - held(member);
+    credit_here(member, bytes);
     pthread_mutex_unlock(&budget->lock);
 }
 
@@ -208,12 +237,15 @@ uint64_t pllm_budget_excess(const pllm_budget_member *member)
     uint64_t excess = 0;
     if (member->charged_bytes > member->limit_bytes)
         excess = member->charged_bytes - member->limit_bytes;
-    if (budget->held_bytes > budget->limit_bytes && member->charged_bytes > member->minimum_bytes) {
+    uint64_t over = budget->ledger ? pllm_ledger_asked(budget->ledger) : 0;
+    if (budget->held_bytes > budget->limit_bytes)
+        over = most(over, budget->held_bytes - budget->limit_bytes);
+    if (over > 0 && member->charged_bytes > member->minimum_bytes) {
         /* Each member that is above its minimum returns its share, rounded up, so that together
          * they return enough and no one is emptied for the others. */
-        uint64_t over = budget->held_bytes - budget->limit_bytes;
         uint64_t above = budget->held_bytes - budget->minimum_bytes;
         uint64_t mine = member->charged_bytes - member->minimum_bytes;
+        if (over > above) over = above; /* the ledger asks for more than there is */
         unsigned __int128 product = (unsigned __int128)over * mine;
         excess = most(excess, (uint64_t)((product + above - 1) / above));
     }
@@ -232,9 +264,13 @@ uint64_t pllm_budget_charged(const pllm_budget_member *member)
 void pllm_budget_stats_get(const pllm_budget *budget, pllm_budget_stats *stats_out)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)&budget->lock;
+    uint64_t room = budget->ledger ? pllm_ledger_room(budget->ledger) : UINT64_MAX;
     pthread_mutex_lock(lock);
+    uint64_t limit = budget->limit_bytes;
+    if (room < UINT64_MAX - budget->charged_bytes && budget->charged_bytes + room < limit)
+        limit = budget->charged_bytes + room;
     *stats_out = (pllm_budget_stats){
-        .limit_bytes = budget->limit_bytes,
+        .limit_bytes = limit,
         .charged_bytes = budget->charged_bytes,
         .peak_bytes = budget->peak_bytes,
         .refused_count = budget->refused_count,

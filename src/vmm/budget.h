@@ -5,11 +5,14 @@
  * all-or-nothing and never blocks: no room is PLLM_ENODEVMEM, and the caller evicts and retries.
  * Lowering a limit below what is charged never fails: the member is then over, and every further
  * charge is refused until it has given back (pllm_budget_excess says how much).
- * The seam for budgets across processes: a ledger would stand behind charge and credit.
+ * A budget may be attached to a member of a ledger, which processes share: every charge is then
+ * charged there too, which may ask others to give back and wait for it as long as the member's
+ * options say; what the ledger asks of this one shows as excess.
  * Threads: safe from many threads. */
 #ifndef PLLM_VMM_BUDGET_H
 #define PLLM_VMM_BUDGET_H
 
+#include <pagedllm/ledger.h>
 #include "device/device.h"
 
 typedef struct pllm_budget pllm_budget;
@@ -17,6 +20,8 @@ typedef struct pllm_budget_member pllm_budget_member;
 
 int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_budget **budget_out);
 void pllm_budget_close(pllm_budget *budget); /* every member has left */
+/* Before anything is charged. Borrows ledger, which outlives the budget; NULL: alone again. */
+void pllm_budget_attach(pllm_budget *budget, pllm_ledger_member *ledger);
 /* EINVAL if minimum > limit; ENODEVMEM if the minimums together pass the budget's limit. */
 int pllm_budget_join(pllm_budget *budget, const char *name, uint64_t minimum_bytes,
                      uint64_t limit_bytes, pllm_budget_member **member_out);
@@ -29,6 +34,7 @@ int pllm_budget_member_set(pllm_budget_member *member, uint64_t minimum_bytes,
                            uint64_t limit_bytes);
 uint64_t pllm_budget_excess(const pllm_budget_member *member); /* bytes this member should return */
 uint64_t pllm_budget_charged(const pllm_budget_member *member);
+/* limit_bytes: attached, no more than the ledger would give now. */
 typedef struct pllm_budget_stats {
     uint64_t limit_bytes, charged_bytes, peak_bytes, refused_count;
     uint32_t member_count;

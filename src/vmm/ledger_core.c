@@ -134,7 +134,7 @@ static void orphan_settle(pllm_ledger_core *core, uint32_t index)
     pllm_ledger_row *row = &core->rows[index];
     uint64_t kept = pllm_ledger_core_held_by_others(core, index);
     if (row->minimum_bytes) minimum_set(core, row, 0);
-    row->asked_bytes = 0;
+    put64(&row->asked_bytes, 0);
     row->gives_back = 0;
     if (kept == 0)
         row_clear(core, index);
@@ -174,7 +174,8 @@ void pllm_ledger_core_recover(pllm_ledger_core *core, uint64_t now_ns)
         if (core->rows[i].state == PLLM_LEDGER_ORPHAN) row_orphan(core, i);
     for (uint32_t i = 0; i < PLLM_LEDGER_ROWS; i++) {
         pllm_ledger_row *row = &core->rows[i];
-        row->asked_bytes = least(row->asked_bytes, above(row->charged_bytes, row->minimum_bytes));
+        put64(&row->asked_bytes,
+              least(row->asked_bytes, above(row->charged_bytes, row->minimum_bytes)));
     }
     (void)pllm_ledger_core_plan(core, now_ns);
     core->progress++;
@@ -299,7 +300,7 @@ void pllm_ledger_core_credit(pllm_ledger_core *core, uint32_t index, uint64_t by
     charged_set(core, row, row->charged_bytes - bytes);
     row->credited_total_bytes += bytes;
     uint64_t given = least(row->asked_bytes, bytes);
-    row->asked_bytes -= given;
+    put64(&row->asked_bytes, row->asked_bytes - given);
     row->given_back_bytes += given;
     if (core->claim_count) core->progress++;
 }
@@ -419,7 +420,7 @@ int pllm_ledger_core_plan(pllm_ledger_core *core, uint64_t now_ns)
         row->floor_bytes = row->charged_bytes; /* it is late */
         row->floor_until_ns = sum_capped(now_ns, PATIENCE_NS);
         row->late_count++;
-        row->asked_bytes = 0;
+        put64(&row->asked_bytes, 0);
     }
     if (core->claim_count == 0 && core->held_bytes <= core->limit_bytes) {
         int over = 0;
@@ -436,10 +437,10 @@ int pllm_ledger_core_plan(pllm_ledger_core *core, uint64_t now_ns)
         if (plan.take[i] > row->asked_bytes) {
             row->asked_deadline_ns = plan.deadline_ns[i];
             row->asked_count++;
-            row->request++;
+            put32(&row->request, row->request + 1);
             changed = 1;
         }
-        row->asked_bytes = plan.take[i];
+        put64(&row->asked_bytes, plan.take[i]);
     }
     return changed;
 }
@@ -454,24 +455,33 @@ void pllm_ledger_core_answer(pllm_ledger_core *core, uint32_t index, uint32_t re
     if (bytes >= row->asked_bytes) return;
     row->floor_bytes = above(row->charged_bytes, bytes);
     row->floor_until_ns = row->asked_deadline_ns;
-    row->asked_bytes = bytes;
+    put64(&row->asked_bytes, bytes);
     core->progress++;
     (void)pllm_ledger_core_plan(core, now_ns);
 }
 
 /* ---- claims ---- */
 
-void pllm_ledger_core_unclaim(pllm_ledger_core *core, uint32_t index, uint64_t now_ns)
+static pllm_ledger_claim *claim_find(pllm_ledger_core *core, uint64_t ticket)
 {
-    if (core->claims[index].kind == PLLM_LEDGER_CLAIM_NONE) return;
-    claim_free(core, &core->claims[index]);
+    for (uint32_t i = 0; i < PLLM_LEDGER_CLAIMS; i++)
+        if (core->claims[i].kind != PLLM_LEDGER_CLAIM_NONE && core->claims[i].ticket == ticket)
+            return &core->claims[i];
+    return NULL;
+}
+
+void pllm_ledger_core_unclaim(pllm_ledger_core *core, uint64_t ticket, uint64_t now_ns)
+{
+    pllm_ledger_claim *claim = claim_find(core, ticket);
+    if (!claim) return;
+    claim_free(core, claim);
     (void)pllm_ledger_core_plan(core, now_ns);
 }
 
-int pllm_ledger_core_poll(pllm_ledger_core *core, uint32_t index, uint64_t now_ns)
+int pllm_ledger_core_poll(pllm_ledger_core *core, uint64_t ticket, uint64_t now_ns)
 {
-    pllm_ledger_claim *claim = &core->claims[index];
-    if (claim->kind == PLLM_LEDGER_CLAIM_NONE) return PLLM_ENODEVMEM; /* its row went */
+    pllm_ledger_claim *claim = claim_find(core, ticket);
+    if (!claim) return PLLM_ENODEVMEM; /* its row went */
     pllm_ledger_row *row = &core->rows[claim->row];
     int by_minimum = claim->kind == PLLM_LEDGER_CLAIM_MINIMUM, status = PLLM_LEDGER_WAITS;
     int allowed = by_minimum
@@ -498,7 +508,7 @@ int pllm_ledger_core_poll(pllm_ledger_core *core, uint32_t index, uint64_t now_n
 
 int pllm_ledger_core_claim(pllm_ledger_core *core, uint32_t row, pllm_ledger_claim_kind kind,
                            uint64_t bytes, const pllm_ledger_process *waiter, uint64_t now_ns,
-                           uint64_t deadline_ns, uint32_t *claim_out)
+                           uint64_t deadline_ns, uint64_t *claim_out)
 {
     uint32_t index = 0;
     if (kind == PLLM_LEDGER_CLAIM_MINIMUM && bytes > core->rows[row].limit_bytes)
@@ -517,8 +527,8 @@ int pllm_ledger_core_claim(pllm_ledger_core *core, uint32_t row, pllm_ledger_cla
                                               .deadline_ns = deadline_ns};
     put32(&core->claims[index].kind, kind);
     core->claim_count++;
-    *claim_out = index;
-    return pllm_ledger_core_poll(core, index, now_ns);
+    *claim_out = core->ticket;
+    return pllm_ledger_core_poll(core, core->ticket, now_ns);
 }
 
 /* ---- live changes ---- */

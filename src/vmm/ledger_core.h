@@ -110,7 +110,8 @@ typedef struct pllm_ledger_entry { /* of a new member */
     uint64_t limit_bytes;
 } pllm_ledger_entry;
 
-/* All return a pllm status without a sentence; row and claim are indices.
+/* All return a pllm status without a sentence; row is an index, claim a number that never comes
+ * again.
  * init: zeroed memory becomes an empty ledger. recover: after the death of who held the lock. */
 void pllm_ledger_core_init(pllm_ledger_core *core, uint64_t limit_bytes);
 void pllm_ledger_core_recover(pllm_ledger_core *core, uint64_t now_ns);
@@ -131,10 +132,10 @@ void pllm_ledger_core_credit(pllm_ledger_core *core, uint32_t row, uint64_t byte
  * minimum above the member's limit. waiter: the process that polls. */
 int pllm_ledger_core_claim(pllm_ledger_core *core, uint32_t row, pllm_ledger_claim_kind kind,
                            uint64_t bytes, const pllm_ledger_process *waiter, uint64_t now_ns,
-                           uint64_t deadline_ns, uint32_t *claim_out);
+                           uint64_t deadline_ns, uint64_t *claim_out);
 /* OK: it has what it claimed. ENODEVMEM: refused, or the deadline has passed. Both end it. */
-int pllm_ledger_core_poll(pllm_ledger_core *core, uint32_t claim, uint64_t now_ns);
-void pllm_ledger_core_unclaim(pllm_ledger_core *core, uint32_t claim, uint64_t now_ns);
+int pllm_ledger_core_poll(pllm_ledger_core *core, uint64_t claim, uint64_t now_ns);
+void pllm_ledger_core_unclaim(pllm_ledger_core *core, uint64_t claim, uint64_t now_ns);
 /* A member's answer to its request: the bytes it has given back since, or will before the deadline.
  */
 void pllm_ledger_core_answer(pllm_ledger_core *core, uint32_t row, uint32_t request, uint64_t bytes,
