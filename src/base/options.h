@@ -84,7 +84,7 @@ typedef struct pllm_settings {
     uint64_t seed;
     uint64_t window, prefill, decode, bytes;
     pllm_uint_list depth, batch, frames;
-    const char *record;
+    const char *record, *log;
     const char *shape, *models;
     uint32_t weights;
     bool random_weights, resume, suite;

@@ -8,8 +8,9 @@ enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR, TRACE
 const pllm_command pllm_commands[] = {
     [RUN] = {"run", "MODEL", 1, 1, "completes a prompt; prints only the generated text"},
     [CHAT] = {"chat", "MODEL", 1, 1, "talks with a model in the terminal"},
-    [BENCH] = {"bench", "[MODEL|tensor]", 0, 1,
-               "measures prefill and decode speed at several depths; tensor: what paging costs"},
+    [BENCH] =
+        {"bench", "[MODEL|tensor|pool]", 0, 1,
+         "measures prefill and decode speed by depth; tensor: what paging costs; pool: allocating"},
     [LOGITS] = {"logits", "MODEL", 1, 1, "writes the logits of every position of given ids"},
     [PERPLEXITY] = {"perplexity", "MODEL FILE", 2, 2, "scores a text file"},
     [TOKENIZE] = {"tokenize", "MODEL", 1, 1, "turns text into token ids"},
@@ -83,9 +84,10 @@ const pllm_option pllm_options[] = {
            "what to tokenize; standard input if not given; special tokens are recognised"),
     STRING(ids, ON(LOGITS) | ON(DETOKENIZE), "FILE", NULL,
            "token ids: a JSON array, or .npy; - is standard input"),
-    STRING(
-        output, ON(LOGITS) | ON(BENCH), "PATH", NULL,
-        "logits: the .npy file to write, f32 [positions][vocabulary]; bench: the suite's folder"),
+    STRING(output, ON(LOGITS) | ON(BENCH), "PATH", NULL,
+           "logits: the .npy file to write, f32 [positions][vocabulary]; bench: the suite's "
+           "folder, or "
+           "one for the logs of pool"),
     BOOL(special, ON(TOKENIZE) | ON(DETOKENIZE),
          "tokenize: adds the token a prompt begins with; detokenize: shows special tokens"),
     UINT(window, ON(PERPLEXITY), "2048", 2, UINT32,
@@ -110,6 +112,8 @@ const pllm_option pllm_options[] = {
            "shapes of --suite; NAME:FORMAT for other weights than --weights"),
     SIZE(bytes, NULL, ON(BENCH), "1GB", 64 * KIB, 0,
          "of the tensor that bench tensor fills and sums"),
+    STRING(log, ON(BENCH), "FILE", "all",
+           "of bench pool: a recorded log, or one of those that it makes by name; all of them"),
     BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE), "prints JSON"),
 
     STRING(device, ALL, "NAME", "host",
@@ -128,7 +132,8 @@ const pllm_option pllm_options[] = {
     SIZE(nvme_size, NULL, ALL, "0", 0, 0,
          "size of the spill file; 0: none, but with --nvme-path what the context needs"),
     SIZE(page_size, NULL, ALL, "2MiB", 64 * KIB, GIB,
-         "bytes of a page of bench tensor, 4MiB if it is larger than --vram-limit; refused elsewhere: KV pages are blocks of 32 tokens, "
+         "bytes of a page of bench tensor, 4MiB if it is larger than --vram-limit; refused "
+         "elsewhere: KV pages are blocks of 32 tokens, "
          "weights move by layers"),
     ENUM(policy, ALL, "static|lru|2q", "static",
          "which pages stay: a fixed share, the latest used, or the often used; on a GPU: among "

@@ -537,6 +537,7 @@ int command_bench(cli_program *cli)
 {
     const pllm_settings *settings = cli->settings;
     if (cli_is_tensor(settings)) return bench_tensor(cli);
+    if (cli_is_pool(settings)) return bench_pool(cli);
     if (settings->suite) return bench_suite(cli);
     char weights[16];
     pllm_settings_text(settings, pllm_option_find("weights"), weights, sizeof weights);

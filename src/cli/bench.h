@@ -54,6 +54,7 @@ json_t *bench_engine_json(const pllm_engine *engine, const cli_bandwidth *machin
 
 int bench_suite(cli_program *cli);
 int bench_tensor(cli_program *cli); /* tensor.c */
+int bench_pool(cli_program *cli);   /* pool.c */
 
 /* A line plot: both axes logarithmic, points with y <= 0 left out. Text is printed as it is. */
 enum { PLOT_POINT_MAX = 32, PLOT_LINE_MAX = 32 };

@@ -98,8 +98,9 @@ int npy_open(npy_writer *writer, const char *path, uint64_t row_count, uint64_t 
 int npy_write_row(npy_writer *writer, const float *row);
 int npy_finish(npy_writer *writer); /* EINVAL if rows are missing; nothing is left behind then */
 
-/* bench tensor: no model is opened. */
+/* bench tensor and bench pool: no model is opened. */
 int cli_is_tensor(const pllm_settings *settings);
+int cli_is_pool(const pllm_settings *settings);
 
 int command_run(cli_program *cli);
 int command_chat(cli_program *cli);

@@ -102,11 +102,13 @@ static int check_bench(const pllm_settings *settings)
 {
     int file = settings->positional_count > 0, shape = settings->shape != NULL;
     if (file + shape + settings->suite != 1)
-        return pllm_fail(
-            PLLM_EINVAL, 0,
-            "give bench one of MODEL, tensor, --shape NAME with --random-weights, and --suite");
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "give bench one of MODEL, tensor, pool, --shape NAME with "
+                         "--random-weights, and --suite");
     if (!cli_is_tensor(settings) && pllm_settings_source(settings, "bytes") == PLLM_FROM_FLAG)
         return pllm_fail(PLLM_EINVAL, 0, "--bytes is for bench tensor");
+    if (!cli_is_pool(settings) && pllm_settings_source(settings, "log") == PLLM_FROM_FLAG)
+        return pllm_fail(PLLM_EINVAL, 0, "--log is for bench pool");
     if (shape && !settings->random_weights)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--shape %s has no weights of its own: add --random-weights, or give a "
@@ -121,7 +123,8 @@ static int check_bench(const pllm_settings *settings)
         return pllm_fail(PLLM_EINVAL, 0, "--suite needs --output, the folder for what it writes");
     static const char *const suites[] = {"output", "models"};
     for (int i = 0; !settings->suite && i < 2; i++)
-        if (pllm_settings_source(settings, suites[i]) == PLLM_FROM_FLAG)
+        if (pllm_settings_source(settings, suites[i]) == PLLM_FROM_FLAG &&
+            (i > 0 || !cli_is_pool(settings)))
             return pllm_fail(PLLM_EINVAL, 0, "--%s is for bench --suite", suites[i]);
     return PLLM_OK;
 }
@@ -165,7 +168,7 @@ static int check(const pllm_settings *settings)
         if (settings->stop.items[i][0] == '\0')
             return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");
     bool engine = (settings->positional_count > 0 || settings->shape) && !tensor &&
-                  strstr(settings->command, "tokenize") == NULL;
+                  !cli_is_pool(settings) && strstr(settings->command, "tokenize") == NULL;
     if (!engine && pllm_settings_source(settings, "stats_json") == PLLM_FROM_FLAG)
         return pllm_fail(PLLM_EINVAL, 0, "--stats-json: %s runs no model here, so there are none",
                          settings->command);

@@ -102,6 +102,16 @@ int pllm_cuda_plain_alloc(pllm_device *device, uint64_t bytes, pllm_va *va_out);
  * undefined what they see afterwards. */
 void pllm_cuda_plain_free(pllm_device *device, pllm_va va); /* 0 is fine */
 
+/* The driver's own stream-ordered allocator (cuMemAllocAsync on the device's default pool), for
+ * comparison: what it gives counts in no capacity_bytes, and copies and fills refuse it. hold lets
+ * the pool keep all that is freed, and gives back what is free now; peak_out of reserved counts
+ * from there on. Errors: EUNSUPPORTED (not in this driver), ENODEVMEM, EDEVICE. */
+int pllm_cuda_async_hold(pllm_device *device);
+int pllm_cuda_async_alloc(pllm_device *device, pllm_stream *stream, uint64_t bytes,
+                          pllm_va *va_out);
+int pllm_cuda_async_free(pllm_device *device, pllm_stream *stream, pllm_va va);
+int pllm_cuda_async_reserved(pllm_device *device, uint64_t *now_out, uint64_t *peak_out);
+
 enum { PLLM_CUDA_IPC_BYTES = 64 };
 /* handle: of the allocation that va lies in (a plain one of any library in this process);
  * *offset_out, unless NULL: where in it va lies. Errors: EINVAL (no such memory), EUNSUPPORTED

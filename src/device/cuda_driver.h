@@ -78,6 +78,9 @@ enum { /* flags and kinds, under the names of what they do */
        CUDA_SOURCE_ORDER_STREAM = 1,
        CUDA_CAPTURE_RELAXED = 2,
        CUDA_CAPTURE_NONE = 0,
+       CUDA_POOL_RELEASE_THRESHOLD = 4,
+       CUDA_POOL_RESERVED = 5,
+       CUDA_POOL_RESERVED_PEAK = 6,
        CUDA_FUNCTION_DYNAMIC_SHARED_MAX = 8,
        CUDA_LAUNCH_CLUSTER = 4,
        CUDA_LAUNCH_SERIALIZATION = 6, /* programmatic stream serialization */
@@ -170,6 +173,12 @@ typedef struct cuda_launch {
       (unsigned long long *memory, void *fd, int handle_type))                                     \
     X(plain_alloc, "cuMemAlloc", 12000, 1, (uint64_t * va, size_t bytes))                          \
     X(plain_free, "cuMemFree", 12000, 1, (uint64_t va))                                            \
+    X(async_alloc, "cuMemAllocAsync", 12000, 0, (uint64_t * va, size_t bytes, void *stream))       \
+    X(async_free, "cuMemFreeAsync", 12000, 0, (uint64_t va, void *stream))                         \
+    X(async_pool, "cuDeviceGetDefaultMemPool", 12000, 0, (void **pool, int device))                \
+    X(async_get, "cuMemPoolGetAttribute", 12000, 0, (void *pool, int attribute, void *value))      \
+    X(async_set, "cuMemPoolSetAttribute", 12000, 0, (void *pool, int attribute, void *value))      \
+    X(async_trim, "cuMemPoolTrimTo", 12000, 0, (void *pool, size_t keep_bytes))                    \
     X(plain_range, "cuMemGetAddressRange", 12000, 1,                                               \
       (uint64_t * base, size_t * bytes, uint64_t va))                                              \
     X(ipc_get, "cuIpcGetMemHandle", 12000, 1, (cuda_ipc_handle * handle, uint64_t va))             \

@@ -4,6 +4,7 @@
  *   cuda_device.c   open, close, errors, what the card is
  *   cuda_memory.c   reservations, chunks, mappings, host memory
  *   cuda_plain.c    plain allocations and their legacy handles for other processes
+ *   cuda_async.c    the driver's own pool of stream-ordered allocations
  *   cuda_stream.c   streams, events, copies and fills
  *   cuda_launch.c   modules, launches, graphs, tensor maps
  *

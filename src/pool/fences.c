@@ -54,10 +54,25 @@ int pool_owner_of(pllm_pool *pool, pllm_stream *stream, uint32_t *owner_out)
     return PLLM_OK;
 }
 
+/* What is over is seen in order; failed work is over. */
+static void fences_ask(pllm_pool *pool, pool_owner *owner)
+{
+    while (owner->fence_count > 0) {
+        pool_fence *fence = &owner->fence[owner->fence_first];
+        if (pool->device->ops->event_query(pool->device, fence->event) == 0) return;
+        owner->done = fence->stamp;
+        pool->events[pool->event_count++] = fence->event;
+        owner->fence_first = (owner->fence_first + 1) % FENCE_MAX;
+        owner->fence_count--;
+    }
+}
+
 void pool_fence_now(pllm_pool *pool, uint32_t number)
 {
     pool_owner *owner = &pool->owners[number];
-    if (!owner->stream || owner->wanted <= owner->fenced || owner->fence_count == FENCE_MAX) return;
+    if (!owner->stream || owner->wanted <= owner->fenced) return;
+    if (owner->fence_count == FENCE_MAX) fences_ask(pool, owner);
+    if (owner->fence_count == FENCE_MAX) return;
     const pllm_device_ops *ops = pool->device->ops;
     pllm_event *event = NULL;
     if (pool->event_count > 0)
@@ -81,18 +96,6 @@ void pool_fence_all(pllm_pool *pool)
 }
 
 /* ---- what is over ---- */
-
-static void fences_ask(pllm_pool *pool, pool_owner *owner)
-{
-    while (owner->fence_count > 0) {
-        pool_fence *fence = &owner->fence[owner->fence_first];
-        if (pool->device->ops->event_query(pool->device, fence->event) == 0) return;
-        owner->done = fence->stamp;
-        pool->events[pool->event_count++] = fence->event;
-        owner->fence_first = (owner->fence_first + 1) % FENCE_MAX;
-        owner->fence_count--;
-    }
-}
 
 static void release_old(pllm_pool *pool, pool_owner *owner)
 {

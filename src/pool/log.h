@@ -21,6 +21,7 @@ typedef struct pllm_pool_step {
     uint32_t place; /* of the block in an array of place_count: places are used again */
     uint8_t kind;   /* 'a', 'f', 'r' */
     uint8_t stream;
+    uint16_t unused;
 } pllm_pool_step;
 
 typedef struct pllm_pool_log {

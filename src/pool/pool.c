@@ -27,7 +27,11 @@ static int choose_sizes(pllm_pool *pool)
     int status = pool->device->ops->info(pool->device, &info);
     if (status < 0) return status;
     pllm_pool_options *o = &pool->options;
-    uint64_t chunk = o->chunk_bytes ? o->chunk_bytes : info.chunk_bytes;
+    /* A chunk goes elsewhere only as a whole: on a GPU, that likes 16 MiB, small ones serve better.
+     */
+    uint64_t best = info.granularity_bytes > CHUNK_MAX ? info.granularity_bytes : CHUNK_MAX;
+    if (best % info.granularity_bytes || best > info.chunk_bytes) best = info.chunk_bytes;
+    uint64_t chunk = o->chunk_bytes ? o->chunk_bytes : best;
     uint64_t capacity = o->capacity_bytes ? o->capacity_bytes : 2 * info.total_bytes;
     if (chunk % info.granularity_bytes)
         return pllm_fail(PLLM_EINVAL, 0, "chunks of %llu bytes: no multiple of the device's %llu",
@@ -83,7 +87,7 @@ static int pool_open(const pllm_context *context, pllm_device *device, pllm_budg
     if (options) pool->options = *options;
     pllm_pool_options *o = &pool->options;
     if (o->limit_bytes == 0) o->limit_bytes = PLLM_UNLIMITED;
-    if (o->wait_us == 0) o->wait_us = 500;
+    if (o->wait_us == 0) o->wait_us = 2000;
     pool->owner_count = 1;
     int code = pthread_mutex_init(&pool->lock, NULL);
     if (code) {
@@ -285,9 +289,11 @@ static void give_back(pllm_pool *pool, uint32_t b, uint32_t owner)
     to->unfenced_bytes += block_of(pool, b)->bytes;
     to->unfenced_count++;
     pool_put(pool, b, owner, pool->clock);
-    /* With others about, they will ask: an event now and then spares them the wait. */
-    if (pool->owner_count - 1 + pool->cpu_used > 1 &&
-        (to->unfenced_count >= FENCE_FREES || to->unfenced_bytes >= FENCE_BYTES))
+    /* An event now and then spares those who will ask the wait: other streams, and whoever wants
+     * to map pages elsewhere. */
+    int others = pool->owner_count - 1 + pool->cpu_used > 1;
+    if ((others && to->unfenced_count >= FENCE_FREES) ||
+        to->unfenced_bytes >= pool->stats.reserved_bytes / FENCE_SHARE + 2 * pool->chunk_bytes)
         pool_fence_now(pool, owner);
 }
 

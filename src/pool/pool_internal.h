@@ -36,15 +36,16 @@
 enum {
     UNIT = 512, /* of sizes and addresses */
     UNIT_SHIFT = 9,
+    CHUNK_MAX = 2 << 20,  /* unless the device or the program wants larger ones */
     SMALL_MAX = 32 << 10, /* the largest that comes from a slab */
     SLOT_CLASSES = 20,
     STREAM_MAX = 64, /* with the CPU: a bit each */
     FENCE_MAX = 8,   /* events in flight a stream */
     BLOCK_MAX_DEFAULT = 65536,
     BLOCKS_SPARE = 8, /* what one operation may need for cuts */
-    FENCE_FREES = 64, /* frees, or bytes, of a stream after which others are thought of */
-    FENCE_BYTES = 64 << 20,
-    POISON = 0xdd, /* freed memory, in checked builds */
+    FENCE_FREES = 64, /* frees of a stream after which others are thought of, */
+    FENCE_SHARE = 32, /* or this part of what is reserved */
+    POISON = 0xdd,    /* freed memory, in checked builds */
 };
 
 enum { BLOCK_NONE, BLOCK_FREE, BLOCK_LIVE, BLOCK_PENDING, BLOCK_SLAB, BLOCK_HOLE };

@@ -87,6 +87,34 @@ class Bench(ProgramTest):
             self.assertEqual((result.returncode, result.stdout), (2, b""), arguments)
             self.assertIn(words.encode(), result.stderr)
 
+    def test_pool(self):
+        """A log of one's own: what was asked for at most, what was reserved, and each allocator's calls."""
+        path = os.path.join(self.scratch, "own.log")
+        with open(path, "w", encoding="ascii") as file:
+            file.write("pagedllm-pool-log 1\n# three blocks, two at once\n"
+                       "a 0 3000000 1\na 1 700 2\nr 0 2\nf 0 1\na 2 1000000 1\nf 1 2\n")
+        report = json.loads(self.succeed("bench", "pool", "--log", path, "--json"))
+        log, = report["logs"]
+        self.assertEqual((log["name"], log["steps"], log["streams"], log["peak_bytes"], log["peak_blocks"]),
+                         ("own.log", 6, 3, 3000700, 2))
+        self.assertEqual([a["name"] for a in log["allocators"]], ["pool", "plain"])
+        for allocator in log["allocators"]:
+            self.assertEqual(allocator["calls"], 5)
+            self.assertGreaterEqual(allocator["peak_reserved_bytes"], 3000700)
+            self.assertLessEqual(allocator["p50_ns"], allocator["p99_ns"])
+        self.assertEqual(log["allocators"][0]["pool"]["allocate_calls"], 3)
+        text = self.succeed("bench", "pool", "--log", "fixed", "--output", self.scratch).decode()
+        self.assertIn("reserved/", text)
+        with open(os.path.join(self.scratch, "fixed.log"), encoding="ascii") as file:
+            self.assertEqual(file.readline(), "pagedllm-pool-log 1\n")
+        with open(path, "a", encoding="ascii") as file:
+            file.write("f 7 1\n")
+        self.refuse("bench", "pool", "--log", path, words=["line 9", "no block has that id"])
+        self.refuse("bench", "pool", "--log", path + "x", words=["own.logx"])
+        result = self.run_program("bench", MODEL, "--log", path)
+        self.assertEqual((result.returncode, result.stdout), (2, b""))
+        self.assertIn(b"--log", result.stderr)
+
     def test_what_goes_together(self):
         for arguments, words in (
                 (("bench",), "MODEL"), (("bench", "--shape", "llama-2-7b"), "--random-weights"),

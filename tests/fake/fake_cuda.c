@@ -413,6 +413,43 @@ static int fake_plain_free(uint64_t va)
     STEP_IN("cuMemFree");
     return CUDA_OK;
 }
+/* The driver's pool: every block its own allocation, which is returned at once. */
+static int fake_async_alloc(uint64_t *va, size_t bytes, void *stream)
+{
+    (void)stream;
+    return fake_plain_alloc(va, bytes);
+}
+static int fake_async_free(uint64_t va, void *stream)
+{
+    (void)stream;
+    return fake_plain_free(va);
+}
+static int fake_async_pool(void **pool, int device)
+{
+    STEP_IN("cuDeviceGetDefaultMemPool");
+    *pool = &state;
+    return device == 0 ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_async_get(void *pool, int attribute, void *value)
+{
+    STEP_IN("cuMemPoolGetAttribute");
+    uint64_t bytes = atomic_load(&state.created_bytes);
+    memcpy(value, &bytes, sizeof bytes);
+    return pool == &state && attribute >= CUDA_POOL_RESERVED ? CUDA_OK : CUDA_INVALID_VALUE;
+}
+static int fake_async_set(void *pool, int attribute, void *value)
+{
+    STEP_IN("cuMemPoolSetAttribute");
+    (void)value;
+    return pool == &state && attribute >= CUDA_POOL_RELEASE_THRESHOLD ? CUDA_OK
+                                                                      : CUDA_INVALID_VALUE;
+}
+static int fake_async_trim(void *pool, size_t keep_bytes)
+{
+    STEP_IN("cuMemPoolTrimTo");
+    (void)keep_bytes;
+    return pool == &state ? CUDA_OK : CUDA_INVALID_VALUE;
+}
 static int fake_plain_range(uint64_t *base, size_t *bytes, uint64_t va)
 {
     STEP_IN("cuMemGetAddressRange");

@@ -213,6 +213,28 @@ static void free_chunks_move_to_where_they_fit(void **state)
     fixture_close(&f);
 }
 
+/* A place that others have left half a page on both sides of is better than three whole pages. */
+static void large_blocks_use_up_the_fewest_pages(void **state)
+{
+    (void)state;
+    fixture f;
+    fixture_open(&f, (pllm_pool_options){0});
+    take(&f, 9 * CHUNK + CHUNK / 2, NULL);
+    uint64_t gap = take(&f, 3 * CHUNK, NULL);
+    take(&f, 9 * CHUNK + CHUNK / 2, NULL);
+    give(&f, gap, NULL);
+    uint64_t large = take(&f, 6 * CHUNK, NULL); /* takes the gap's two whole pages */
+    assert_int_equal(stats(&f).remapped_chunks, 2);
+    give(&f, large, NULL);
+    pllm_pool_stats before = stats(&f);
+    assert_int_equal(take(&f, 3 * CHUNK, NULL), gap);
+    pllm_pool_stats after = stats(&f);
+    assert_int_equal(after.remapped_chunks, before.remapped_chunks + 2);
+    assert_int_equal(after.created_chunks, before.created_chunks);
+    assert_int_equal(take(&f, 4 * CHUNK, NULL), large);
+    fixture_close(&f);
+}
+
 /* A stream is held by a slow copy over the link: 64 KiB at 1 MB/s. */
 typedef struct slow {
     fixture f;
@@ -622,6 +644,7 @@ int main(void)
         cmocka_unit_test(small_ones_come_from_slabs),
         cmocka_unit_test(wrong_frees_are_refused_and_harm_nothing),
         cmocka_unit_test(free_chunks_move_to_where_they_fit),
+        cmocka_unit_test(large_blocks_use_up_the_fewest_pages),
         cmocka_unit_test(blocks_change_streams_when_the_work_is_over),
         cmocka_unit_test(recorded_streams_keep_a_block_away),
         cmocka_unit_test(at_the_limit_it_waits),
