@@ -78,6 +78,13 @@ static void ranged(codec *c, uint32_t *value, int bytes, uint32_t max)
         *value = (uint32_t)wide;
 }
 
+/* Bits of what can be told to who watches. */
+static void kinds(codec *c, uint32_t *value)
+{
+    ranged(c, value, 4, PLLM_EFFECT_EVENTS);
+    if (*value & ~(uint32_t)PLLM_EFFECT_EVENTS) refuse(c, "it speaks of unknown events");
+}
+
 static void flag(codec *c, uint32_t *value)
 {
     ranged(c, value, 1, 1);
@@ -239,12 +246,12 @@ static uint32_t request_body(codec *c, pllm_wire_message *message)
     case PLLM_WIRE_WATCH:
     case PLLM_WIRE_UNWATCH:
         u32(c, &message->watch.watch);
-        ranged(c, &message->watch.kinds, 4, PLLM_EFFECT_EVENTS);
+        kinds(c, &message->watch.kinds);
         text(c, &message->watch.prefix, PLLM_STORE_NAME_MAX);
         break;
     case PLLM_WIRE_EVENT:
         u32(c, &message->event.watch);
-        ranged(c, &message->event.kinds, 4, PLLM_EFFECT_EVENTS);
+        kinds(c, &message->event.kinds);
         u64(c, &message->event.generation);
         text(c, &message->event.name, PLLM_STORE_NAME_MAX);
         text(c, &message->event.name_before, PLLM_STORE_NAME_MAX);
