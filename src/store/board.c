@@ -38,7 +38,8 @@ typedef struct board_header {
     uint64_t magic;
     uint32_t version, slot_max;
     uint64_t epoch;
-    uint64_t reserved[5];
+    _Atomic uint64_t renames;
+    uint64_t reserved[4];
 } board_header;
 _Static_assert(sizeof(board_header) == 64, "the slots begin at 64");
 
@@ -91,7 +92,8 @@ int pllm_board_create(const pllm_context *context, uint32_t slot_max, uint64_t e
                           .map_bytes = bytes,
                           .slot_max = slot_max,
                           .fd = -1};
-    *board->header = (board_header){board_magic, PLLM_BOARD_VERSION, slot_max, epoch, {0}};
+    *board->header = (board_header){
+        .magic = board_magic, .version = PLLM_BOARD_VERSION, .slot_max = slot_max, .epoch = epoch};
     board->fd = hand_out(fd);
     if (board->fd < 0) goto failed;
     close(fd);
@@ -210,6 +212,16 @@ uint32_t pllm_board_slot_max(const pllm_board *board)
 uint64_t pllm_board_epoch(const pllm_board *board)
 {
     return board->header->epoch;
+}
+
+void pllm_board_renamed(pllm_board *board)
+{
+    atomic_fetch_add_explicit(&board->header->renames, 1, memory_order_release);
+}
+
+uint64_t pllm_board_renames(const pllm_board *board)
+{
+    return atomic_load_explicit(&board->header->renames, memory_order_acquire);
 }
 
 int pllm_board_valid(const pllm_board *board, uint32_t slot, uint64_t generation)

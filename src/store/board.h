@@ -40,6 +40,9 @@ typedef struct pllm_board_words { /* of one slot, as it should read from now on 
 } pllm_board_words;
 /* Writes what differs, and wakes those who wait on the slot if fence, epoch or generation do. */
 void pllm_board_set(pllm_board *board, uint32_t slot, const pllm_board_words *words);
+/* Some name means another tensor now, though its handles hold on. Before the renaming is answered.
+ */
+void pllm_board_renamed(pllm_board *board);
 /* The daemon ends in good order: every generation becomes 0 and all waiters wake. */
 void pllm_board_end(pllm_board *board);
 
@@ -49,6 +52,9 @@ int pllm_board_attach(const pllm_context *context, int fd, pllm_board **board_ou
 void pllm_board_close(pllm_board *board); /* both sides; NULL is fine */
 uint32_t pllm_board_slot_max(const pllm_board *board);
 uint64_t pllm_board_epoch(const pllm_board *board); /* of the daemon's start */
+
+/* How often that happened: while it is the same, a name means what it meant. */
+uint64_t pllm_board_renames(const pllm_board *board);
 
 /* Does slot still hold that generation? 1 or 0. A few nanoseconds. */
 int pllm_board_valid(const pllm_board *board, uint32_t slot, uint64_t generation);

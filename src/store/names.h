@@ -30,10 +30,7 @@ int pllm_store_name_check(const char *name, size_t bytes);
 /* The same alphabet; may be empty (every name begins with it) and may be "cmd". Errors: EINVAL. */
 int pllm_store_prefix_check(const char *prefix, size_t bytes);
 
-/* "f32"; "unknown" past the end. Static storage. */
-const char *pllm_store_dtype_name(uint32_t dtype);
 int pllm_store_dtype_parse(const char *text, size_t bytes, uint32_t *dtype_out); /* EINVAL */
-uint32_t pllm_store_dtype_bytes(uint32_t dtype); /* of one element; 0 past the end */
 
 /* Bytes of a tensor: rank 0 is one element. Errors: EINVAL (no such dtype, rank over 8, a dimension
  * of 0), ELIMIT (more than PLLM_STORE_BYTES_MAX, or an overflow). */

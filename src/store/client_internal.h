@@ -1,0 +1,99 @@
+/* client_internal.h - what the client's files share (client.c: the connection; client_tensor.c:
+ * tensors; client_names.c: names and events).
+ *
+ * One lock, taken by every call: it guards the socket, the tables and the packets. Nothing waits
+ * under it but for the daemon's answer, whose time is bounded. A fence is waited for without it. */
+#ifndef PLLM_STORE_CLIENT_INTERNAL_H
+#define PLLM_STORE_CLIENT_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "device/device.h"
+#include "store/board.h"
+#include "store/wire.h"
+
+enum { CLIENT_BUCKETS = 256, CLIENT_EVENTS = 64, CLIENT_BOARDS = 64 };
+
+typedef struct client_mapping { /* where a tensor's memory is in this process */
+    pllm_va base;               /* of the reservation, or of a legacy allocation */
+    uint64_t total_bytes;       /* of the reservation */
+    uint64_t offset;            /* of the tensor from base */
+    uint32_t piece_count;       /* 0: legacy, or nothing */
+    uint32_t legacy;
+    pllm_chunk **chunks;   /* [piece_count] */
+    uint64_t *piece_bytes; /* [piece_count] */
+} client_mapping;
+
+struct pllm_store_tensor { /* one way (reading, writing) of having a tensor open */
+    pllm_store *store;
+    pllm_store_tensor *next;   /* in its bucket */
+    uint32_t open_count;       /* handles given out for it, all this pointer */
+    uint32_t daemon_count;     /* opens that the daemon has counted for it */
+    uint32_t writable, stale;  /* stale: lost with a daemon */
+    atomic_uint pending_count; /* signals that streams will give */
+    uint32_t slot;
+    uint64_t generation;
+    uint64_t renames; /* the board's count when name was known to be right */
+    pllm_store_info info;
+    client_mapping mapping;
+};
+
+struct pllm_store {
+    const pllm_context *context;
+    pllm_device *device;
+    pllm_device *device_own; /* closed with us */
+    char path[108];
+    uint32_t timeout_ms;
+
+    pthread_mutex_t lock; /* of all below */
+    int fd;               /* -1: not connected */
+    int wake;             /* an event descriptor: events were queued while a call waited */
+    uint32_t request, device_index;
+    uint64_t epoch;
+    pllm_board *board;                 /* the newest of boards */
+    pllm_board *boards[CLIENT_BOARDS]; /* of earlier daemons too: a waiter may look at one */
+    uint32_t board_count;
+    pllm_store_tensor *buckets[CLIENT_BUCKETS];
+    int watching;
+    uint32_t watch;
+    char watch_prefix[PLLM_STORE_NAME_MAX + 1];
+    pllm_store_event events[CLIENT_EVENTS]; /* a ring */
+    uint32_t event_first, event_count;
+    int received[PLLM_WIRE_FDS_MAX]; /* descriptors of the last answer */
+    uint32_t received_count;
+    pllm_wire_message in, out; /* the answer, the question */
+    uint8_t packet[PLLM_WIRE_PACKET_BYTES];
+};
+
+/* store->out as prepared (op and fields) is asked, connecting first if need be; the answer is
+ * store->in, its descriptors received. Locked. Errors: the daemon's own, with its sentence; EIO,
+ * ETIMEDOUT. After an error there are no descriptors. */
+int pllm_store_ask(pllm_store *store, uint32_t op, const int *fds);
+/* The same without an answer, and without connecting: for what a broken connection says by itself.
+ */
+int pllm_store_tell(pllm_store *store, uint32_t op);
+void pllm_store_received_close(pllm_store *store);
+int pllm_store_connected(pllm_store *store); /* connects if it is not; offers what is held */
+/* Takes in a packet that is there already, without waiting: OK, EBUSY (bare: none), EIO. */
+int pllm_store_take_event(pllm_store *store);
+void pllm_store_event_add(pllm_store *store, const pllm_wire_message *message);
+/* client_tensor.c: the daemon is another one: offer all, or mark as stale where same_daemon. */
+int pllm_store_offer_all(pllm_store *store, const pllm_board *before, int same_daemon);
+void pllm_store_tensors_forget(pllm_store *store); /* unmaps and frees all */
+void pllm_store_info_of(const pllm_wire_info *wire, pllm_store_info *info);
+/* client_names.c: watching goes on with a new daemon. */
+int pllm_store_watch_again(pllm_store *store);
+pllm_wire_text pllm_store_text(const char *text);
+
+static inline void pllm_store_lock(pllm_store *store)
+{
+    pthread_mutex_lock(&store->lock);
+}
+
+static inline int pllm_store_unlock(pllm_store *store, int status)
+{
+    pthread_mutex_unlock(&store->lock);
+    return status;
+}
+
+#endif
