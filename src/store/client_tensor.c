@@ -59,15 +59,30 @@ static int pieces_map(pllm_store *store, const pllm_wire_layout *layout, uint32_
     return PLLM_OK;
 }
 
-static int mapping_make(pllm_store *store, const pllm_wire_layout *layout, uint32_t writable,
-                        client_mapping *m)
+static int legacy_open(pllm_store *store, const pllm_wire_layout *layout, uint64_t bytes,
+                       client_mapping *m)
+{
+    uint64_t whole;
+    int status = pllm_cuda_ipc_open(store->device, layout->handle, &m->base, &whole);
+    if (status < 0) return status;
+    m->legacy = 1;
+    m->offset = layout->offset;
+    if (layout->offset <= whole && bytes <= whole - layout->offset) return PLLM_OK;
+    pllm_cuda_ipc_close(store->device, m->base);
+    memset(m, 0, sizeof *m);
+    return pllm_fail(PLLM_EINVAL, 0,
+                     "the tensor does not lie in its legacy allocation of %llu "
+                     "bytes",
+                     (unsigned long long)whole);
+}
+
+static int mapping_make(pllm_store *store, const pllm_wire_layout *layout, uint64_t bytes,
+                        uint32_t writable, client_mapping *m)
 {
     int status;
     memset(m, 0, sizeof *m);
     if (layout->legacy) {
-        status = pllm_cuda_ipc_open(store->device, layout->handle, &m->base);
-        m->legacy = status == PLLM_OK;
-        m->offset = layout->offset;
+        status = legacy_open(store, layout, bytes, m);
     } else {
         status = pieces_map(store, layout, writable, m);
     }
@@ -198,7 +213,8 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
         tensor = pllm_alloc(store->context, sizeof *tensor);
         if (!tensor) status = pllm_fail_memory("an open tensor", sizeof *tensor);
         if (status == PLLM_OK)
-            status = mapping_make(store, &store->in.tensor.layout, writable, &tensor->mapping);
+            status = mapping_make(store, &store->in.tensor.layout, info->bytes, writable,
+                                  &tensor->mapping);
         if (status < 0) {
             const pllm_error error = *pllm_last_error(); /* telling may fill another */
             pllm_free(store->context, tensor);
