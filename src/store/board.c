@@ -144,14 +144,6 @@ void pllm_board_set(pllm_board *board, uint32_t index, const pllm_board_words *w
     if (told) slot_wake(slot);
 }
 
-void pllm_board_end(pllm_board *board)
-{
-    static const pllm_board_words none;
-    for (uint32_t i = 0; i < board->slot_max; i++)
-        if (atomic_load_explicit(&board->slots[i].generation, memory_order_relaxed))
-            pllm_board_set(board, i, &none);
-}
-
 int pllm_board_attach(const pllm_context *context, int fd, pllm_board **board_out)
 {
     *board_out = NULL;

@@ -43,8 +43,6 @@ void pllm_board_set(pllm_board *board, uint32_t slot, const pllm_board_words *wo
 /* Some name means another tensor now, though its handles hold on. Before the renaming is answered.
  */
 void pllm_board_renamed(pllm_board *board);
-/* The daemon ends in good order: every generation becomes 0 and all waiters wake. */
-void pllm_board_end(pllm_board *board);
 
 /* The client's side. Takes fd over, also on failure. Errors: EINVAL (no such board), ENOMEM, EIO.
  */

@@ -207,7 +207,7 @@ void pllm_store_server_close(pllm_store_server *server)
     for (uint32_t i = 0; i < server->part_count; i++)
         if (server->parts[i].part.close) server->parts[i].part.close(server->parts[i].part.user);
     server->part_count = 0;
-    if (server->board) pllm_board_end(server->board); /* before clients see the connection end */
+    /* The board stays as it is: what clients hold they may offer to the daemon that comes next. */
     for (uint32_t i = 0; server->clients && i < server->options.client_max; i++) {
         client *c = &server->clients[i];
         if (c->state == CLIENT_FREE) continue;

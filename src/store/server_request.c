@@ -212,8 +212,10 @@ static int request_rename(pllm_store_server *server, client *c)
     pllm_wire_text name = server->request.name.name_new;
     int status = name_find(server, server->request.name.name, &slot);
     if (status < 0) return status;
-    return pllm_registry_rename(server->registry, &c->peer, slot, name.data, name.bytes,
-                                server->now_ns);
+    status = pllm_registry_rename(server->registry, &c->peer, slot, name.data, name.bytes,
+                                  server->now_ns);
+    if (status == PLLM_OK) pllm_board_renamed(server->board); /* what clients know by name is old */
+    return status;
 }
 
 static int request_seal(pllm_store_server *server, client *c)

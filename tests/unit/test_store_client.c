@@ -1,0 +1,440 @@
+/* The client against a daemon in a thread: two stores in one process stand for two processes, since
+ * everything of a store (socket, lease, mappings) is its own. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include <pagedllm/tensor_store.h>
+#include "base/clock.h"
+#include "store_rig.h"
+
+static store_rig rig;
+
+static pllm_store *store_at(void)
+{
+    pllm_store_options options = {
+        .struct_bytes = sizeof options, .socket = rig.path, .timeout_ms = 10000};
+    pllm_store *store;
+    if (pllm_store_open(NULL, &options, &store) != PLLM_OK) fail_msg("%s", pllm_last_error()->text);
+    return store;
+}
+
+static pllm_store_spec spec_of(uint64_t elements)
+{
+    pllm_store_spec spec = {.struct_bytes = sizeof spec, .dtype = PLLM_STORE_F32, .rank = 1};
+    spec.shape[0] = elements;
+    return spec;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    store_rig_open(&rig, NULL, 0);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    store_rig_close(&rig);
+    return 0;
+}
+
+static void test_share(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *made, *seen, *again;
+    pllm_store_spec spec = spec_of(3 << 20); /* 12 MiB: two pieces */
+    spec.shape[1] = 77;                      /* beyond the rank: nobody looks at it */
+    assert_int_equal(pllm_store_create(a, "x/y", &spec, &made), PLLM_OK);
+    float *data = pllm_store_tensor_data(made);
+    assert_non_null(data);
+    assert_int_equal(pllm_store_tensor_bytes(made), 12 << 20);
+    for (uint32_t i = 0; i < 3 << 20; i += 1001) {
+        assert_true(data[i] == 0);
+        data[i] = (float)i;
+    }
+    assert_int_equal(pllm_store_open_tensor(b, "x/y", 0, &seen), PLLM_OK);
+    const float *there = pllm_store_tensor_data(seen);
+    assert_ptr_not_equal(there, data);
+    for (uint32_t i = 0; i < 3 << 20; i += 1001) assert_true(there[i] == (float)i);
+    data[5] = 6; /* the same memory, not a copy */
+    assert_true(there[5] == 6);
+
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_stat(b, "x/y", &info), PLLM_OK);
+    assert_string_equal(info.name, "x/y");
+    assert_int_equal(info.references, 2);
+    assert_int_equal(info.writers, 1);
+    assert_int_equal(info.rank, 1);
+    assert_int_equal(info.shape[0], 3 << 20);
+    assert_int_equal(info.owner_pid, getpid());
+
+    /* Again: the same handle, and the daemon hears nothing of it. */
+    uint64_t asked = store_rig_stats(&rig).request_count;
+    assert_int_equal(pllm_store_open_tensor(b, "x/y", 0, &again), PLLM_OK);
+    assert_ptr_equal(again, seen);
+    assert_int_equal(pllm_store_close_tensor(again), PLLM_OK);
+    assert_true(there[1001] == 1001);
+    assert_int_equal(store_rig_stats(&rig).request_count, asked);
+    /* For writing it is another mapping. */
+    assert_int_equal(pllm_store_open_tensor(b, "x/y", 1, &again), PLLM_OK);
+    assert_ptr_not_equal(again, seen);
+    ((float *)pllm_store_tensor_data(again))[9] = 10;
+    assert_true(data[9] == 10 && there[9] == 10);
+    assert_int_equal(pllm_store_close_tensor(again), PLLM_OK);
+    assert_true(there[9] == 10);
+
+    assert_int_equal(pllm_store_close_tensor(made), PLLM_OK);
+    assert_true(there[5] == 6);
+    assert_int_equal(pllm_store_tensor_valid(seen), PLLM_OK);
+    assert_int_equal(pllm_store_close_tensor(seen), PLLM_OK);
+    store_rig_until(&rig, 0, 2);
+    assert_int_equal(pllm_store_open_tensor(b, "x/y", 0, &seen), PLLM_ENOTFOUND);
+    assert_null(seen);
+    pllm_store_close(a);
+    pllm_store_close(b);
+    store_rig_until(&rig, 0, 0);
+}
+
+/* Written to through a mapping for reading, the process faults: it is memory that refuses. */
+static void test_reading_only(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at();
+    pllm_store_tensor *made, *seen;
+    pllm_store_spec spec = spec_of(4096);
+    assert_int_equal(pllm_store_create(a, "r", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(a, "r", 0, &seen), PLLM_OK);
+    pid_t pid = fork();
+    if (pid == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        signal(SIGBUS, SIG_DFL);
+        *(volatile float *)pllm_store_tensor_data(seen) = 1;
+        _exit(0);
+    }
+    int how;
+    assert_int_equal(waitpid(pid, &how, 0), pid);
+    assert_false(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+    assert_int_equal(pllm_store_signal(seen, NULL, 1), PLLM_EPERM);
+    pllm_store_close(a);
+}
+
+static void test_names(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *x, *y, *held;
+    pllm_store_spec spec = spec_of(16);
+    assert_int_equal(pllm_store_create(a, "x", &spec, &x), PLLM_OK);
+    assert_int_equal(pllm_store_create(a, "x", &spec, &y), PLLM_EEXIST);
+    assert_int_equal(pllm_store_create(a, "y", &spec, &y), PLLM_OK);
+    ((float *)pllm_store_tensor_data(x))[0] = 1;
+    ((float *)pllm_store_tensor_data(y))[0] = 2;
+    assert_int_equal(pllm_store_open_tensor(b, "x", 0, &held), PLLM_OK);
+    /* A name that means another tensor now: what is known by name must not be believed. */
+    assert_int_equal(pllm_store_rename(a, "x", "z"), PLLM_OK);
+    assert_int_equal(pllm_store_rename(a, "y", "x"), PLLM_OK);
+    pllm_store_tensor *other, *same;
+    assert_int_equal(pllm_store_open_tensor(b, "x", 0, &other), PLLM_OK);
+    assert_true(((float *)pllm_store_tensor_data(other))[0] == 2);
+    assert_int_equal(pllm_store_open_tensor(b, "z", 0, &same), PLLM_OK);
+    assert_ptr_equal(same, held); /* open already, under its old name */
+    assert_true(((float *)pllm_store_tensor_data(held))[0] == 1);
+    assert_int_equal(pllm_store_rename(a, "z", "x"), PLLM_EEXIST);
+
+    assert_int_equal(pllm_store_delete(a, "z"), PLLM_OK);
+    assert_int_equal(pllm_store_tensor_valid(held), PLLM_ESTALE);
+    assert_true(((float *)pllm_store_tensor_data(held))[0] == 1); /* still there to be read */
+    /* The name again: another tensor, never the bytes of the first. */
+    pllm_store_tensor *fresh, *reopened;
+    assert_int_equal(pllm_store_create(a, "z", &spec, &fresh), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(b, "z", 0, &reopened), PLLM_OK);
+    assert_ptr_not_equal(reopened, held);
+    assert_true(((float *)pllm_store_tensor_data(reopened))[0] == 0);
+    assert_int_equal(pllm_store_delete(a, "nowhere"), PLLM_ENOTFOUND);
+    assert_int_equal(pllm_store_seal(a, "z"), PLLM_OK);
+    pllm_store_tensor *writer;
+    assert_int_equal(pllm_store_open_tensor(b, "z", 1, &writer), PLLM_EPERM);
+    pllm_store_close(b);
+    pllm_store_close(a);
+    store_rig_until(&rig, 0, 0);
+}
+
+static int count_visit(void *user, const pllm_store_info *info)
+{
+    uint32_t *count = user;
+    assert_int_equal(info->rank, 1);
+    return ++*count == 700;
+}
+
+static void test_list(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at();
+    pllm_store_tensor *tensor;
+    pllm_store_spec spec = spec_of(16);
+    char name[16];
+    for (uint32_t i = 0; i < 600; i++) { /* more than one answer holds */
+        snprintf(name, sizeof name, "%s/%u", i % 3 ? "a" : "b", i);
+        assert_int_equal(pllm_store_create(a, name, &spec, &tensor), PLLM_OK);
+    }
+    uint32_t count = 0;
+    uint64_t visited;
+    assert_int_equal(pllm_store_list(a, NULL, count_visit, &count, &visited), PLLM_OK);
+    assert_int_equal(visited, 600);
+    assert_int_equal(pllm_store_list(a, "b/", count_visit, &count, &visited), PLLM_OK);
+    assert_int_equal(visited, 100); /* stopped by the visitor at 700 */
+    pllm_store_close(a);
+}
+
+typedef struct producer {
+    pllm_store_tensor *tensor;
+    uint64_t rounds;
+} producer;
+
+static void *produce(void *argument)
+{
+    producer *p = argument;
+    volatile uint64_t *data = pllm_store_tensor_data(p->tensor);
+    for (uint64_t i = 1; i <= p->rounds; i++) {
+        data[i % 64] = i * i;
+        if (pllm_store_signal(p->tensor, NULL, i) != PLLM_OK) return argument;
+    }
+    return NULL;
+}
+
+static void test_fences(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *made, *seen;
+    pllm_store_spec spec = spec_of(4096);
+    assert_int_equal(pllm_store_create(a, "f", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(b, "f", 0, &seen), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 1, 30), PLLM_ETIMEDOUT);
+    producer p = {made, 500};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, produce, &p), 0);
+    const volatile uint64_t *data = pllm_store_tensor_data(seen);
+    for (uint64_t i = 1; i <= p.rounds; i++) {
+        assert_int_equal(pllm_store_wait(seen, i, 10000), PLLM_OK);
+        assert_true(data[i % 64] >= i * i); /* written before it was signalled; may be overtaken */
+    }
+    void *failed;
+    pthread_join(thread, &failed);
+    assert_null(failed);
+    uint64_t value;
+    assert_int_equal(pllm_store_fence(seen, &value), PLLM_OK);
+    assert_int_equal(value, 500);
+
+    /* From a stream: after its work. */
+    pllm_device *device;
+    pllm_stream *stream;
+    assert_int_equal(pllm_device_open(NULL, "host", &device), PLLM_OK);
+    pllm_store_options options = {
+        .struct_bytes = sizeof options, .socket = rig.path, .device = device};
+    pllm_store *c;
+    assert_int_equal(pllm_store_open(NULL, &options, &c), PLLM_OK);
+    pllm_store_tensor *writer;
+    assert_int_equal(pllm_store_open_tensor(c, "f", 1, &writer), PLLM_OK);
+    assert_int_equal(pllm_stream_open(device, NULL, &stream), PLLM_OK);
+    assert_int_equal(device->ops->fill(device, stream, pllm_store_tensor_address(writer), 4096, 7),
+                     PLLM_OK);
+    assert_int_equal(pllm_store_signal(writer, stream, 501), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 501, 10000), PLLM_OK);
+    assert_int_equal(((const uint8_t *)pllm_store_tensor_data(seen))[4095], 7);
+    assert_int_equal(pllm_stream_sync(device, stream), PLLM_OK);
+    assert_int_equal(pllm_store_close_tensor(writer), PLLM_OK);
+    pllm_stream_close(device, stream);
+    pllm_store_close(c);
+    pllm_device_close(device);
+    pllm_store_close(a);
+    pllm_store_close(b);
+}
+
+/* A producer that is killed: who waits is told at once, not when its time is over. */
+static void test_producer_dies(void **state)
+{
+    (void)state;
+    pllm_store *b = store_at();
+    int ready[2];
+    assert_int_equal(pipe(ready), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pllm_store *a = store_at();
+        pllm_store_tensor *made;
+        pllm_store_spec spec = spec_of(16);
+        spec.flags = PLLM_STORE_KEPT;
+        int status = pllm_store_create(a, "p", &spec, &made);
+        (void)!write(ready[1], &status, sizeof status);
+        for (;;) pause();
+    }
+    int status;
+    assert_int_equal(read(ready[0], &status, sizeof status), sizeof status);
+    assert_int_equal(status, PLLM_OK);
+    pllm_store_tensor *seen, *writer;
+    assert_int_equal(pllm_store_open_tensor(b, "p", 0, &seen), PLLM_OK);
+    kill(pid, SIGKILL);
+    uint64_t before = pllm_clock_ns();
+    assert_int_equal(pllm_store_wait(seen, 1, 60000), PLLM_ECANCELED);
+    assert_true(pllm_clock_ns() - before < UINT64_C(20000000000));
+    waitpid(pid, NULL, 0);
+    /* Another producer takes over. */
+    assert_int_equal(pllm_store_open_tensor(b, "p", 1, &writer), PLLM_OK);
+    assert_int_equal(pllm_store_signal(writer, NULL, 3), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 3, 10000), PLLM_OK);
+    close(ready[0]);
+    close(ready[1]);
+    pllm_store_close(b);
+    pllm_store *c = store_at(); /* it was kept: it outlives its holders, and goes by name */
+    assert_int_equal(pllm_store_delete(c, "p"), PLLM_OK);
+    pllm_store_close(c);
+    store_rig_until(&rig, 0, 0);
+}
+
+/* The daemon is killed and comes back: what is held goes on under the same handles. */
+static void test_daemon_dies(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *made, *seen, *other;
+    pllm_store_spec spec = spec_of(3 << 20);
+    assert_int_equal(pllm_store_create(a, "d", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(b, "d", 0, &seen), PLLM_OK);
+    ((float *)pllm_store_tensor_data(made))[7] = 8;
+    assert_int_equal(pllm_store_signal(made, NULL, 5), PLLM_OK);
+    store_rig_stop(&rig);
+    assert_true(((float *)pllm_store_tensor_data(seen))[7] == 8);
+    assert_int_equal(pllm_store_open_tensor(b, "else", 0, &other), PLLM_EIO);
+    assert_non_null(strstr(pllm_last_error()->text, "pagedllm store serve"));
+    store_rig_start(&rig);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_stat(a, "d", &info), PLLM_OK);
+    assert_int_equal(info.fence, 5);
+    assert_int_equal(pllm_store_stat(b, "d", &info), PLLM_OK);
+    assert_int_equal(info.references, 2);
+    assert_int_equal(pllm_store_tensor_valid(made), PLLM_OK);
+    assert_int_equal(pllm_store_tensor_valid(seen), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 5, 1000), PLLM_OK);
+    assert_int_equal(pllm_store_signal(made, NULL, 6), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 6, 1000), PLLM_OK);
+    ((float *)pllm_store_tensor_data(made))[7] = 9;
+    assert_true(((float *)pllm_store_tensor_data(seen))[7] == 9);
+    /* A third process finds it as if nothing had been. */
+    pllm_store *c = store_at();
+    assert_int_equal(pllm_store_open_tensor(c, "d", 0, &other), PLLM_OK);
+    assert_true(((float *)pllm_store_tensor_data(other))[7] == 9);
+    pllm_store_close(c);
+    pllm_store_close(a);
+    pllm_store_close(b);
+    store_rig_until(&rig, 0, 0);
+}
+
+static void test_events(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_event event = {.struct_bytes = sizeof event};
+    assert_int_equal(pllm_store_event_next(b, 10, &event), PLLM_EINVAL);
+    assert_int_equal(pllm_store_watch(b, "w/"), PLLM_OK);
+    assert_int_equal(pllm_store_event_next(b, 10, &event), PLLM_ETIMEDOUT);
+    pllm_store_tensor *tensor;
+    pllm_store_spec spec = spec_of(16);
+    assert_int_equal(pllm_store_create(a, "v/other", &spec, &tensor), PLLM_OK);
+    assert_int_equal(pllm_store_create(a, "w/one", &spec, &tensor), PLLM_OK);
+    assert_int_equal(pllm_store_event_next(b, 10000, &event), PLLM_OK);
+    assert_string_equal(event.name, "w/one");
+    assert_true(event.kinds & PLLM_STORE_EVENT_CREATED);
+    assert_int_equal(pllm_store_rename(a, "w/one", "w/two"), PLLM_OK);
+    assert_int_equal(pllm_store_event_next(b, 10000, &event), PLLM_OK);
+    assert_string_equal(event.name, "w/two");
+    assert_string_equal(event.name_before, "w/one");
+    /* An event that comes while an answer is waited for is not lost. */
+    assert_int_equal(pllm_store_close_tensor(tensor), PLLM_OK);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    while (pllm_store_stat(b, "w/two", &info) == PLLM_OK) continue;
+    assert_int_equal(pllm_store_event_next(b, 10000, &event), PLLM_OK);
+    assert_true(event.kinds & PLLM_STORE_EVENT_DELETED);
+    assert_int_equal(pllm_store_watch(b, NULL), PLLM_OK);
+    assert_int_equal(pllm_store_event_next(b, 10, &event), PLLM_EINVAL);
+    pllm_store_close(a);
+    pllm_store_close(b);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *none;
+    pllm_store_tensor *tensor;
+    pllm_store_spec spec = spec_of(16);
+    assert_int_equal(pllm_store_create(a, "cmd", &spec, &tensor), PLLM_EINVAL);
+    assert_int_equal(pllm_store_create(a, "a b", &spec, &tensor), PLLM_EINVAL);
+    spec.dtype = PLLM_STORE_DTYPES;
+    assert_int_equal(pllm_store_create(a, "x", &spec, &tensor), PLLM_EINVAL);
+    spec = spec_of(UINT64_MAX / 2);
+    assert_true(pllm_store_create(a, "x", &spec, &tensor) == PLLM_ELIMIT);
+    spec = spec_of(16);
+    spec.flags = 64;
+    assert_int_equal(pllm_store_create(a, "x", &spec, &tensor), PLLM_EINVAL);
+    spec.flags = PLLM_STORE_LEGACY;
+    assert_int_equal(pllm_store_create(a, "x", &spec, &tensor), PLLM_EUNSUPPORTED);
+    spec = spec_of(1 << 30); /* 4 GiB of 256 MiB */
+    assert_int_equal(pllm_store_create(a, "x", &spec, &tensor), PLLM_ENODEVMEM);
+    assert_int_equal(pllm_store_redeem(a, "no such token", 0, &tensor), PLLM_EINVAL);
+    spec = spec_of(16);
+    assert_int_equal(pllm_store_create(a, "x", &spec, &tensor), PLLM_OK); /* nothing is harmed */
+    pllm_store_close(a);
+    const pllm_store_options options = {.struct_bytes = sizeof options,
+                                        .socket = "/tmp/no-daemon-is-here.sock"};
+    assert_int_equal(pllm_store_open(NULL, &options, &none), PLLM_EIO);
+    assert_non_null(strstr(pllm_last_error()->text, "pagedllm store serve --socket"));
+    store_rig_until(&rig, 0, 0);
+}
+
+/* Every allocation of the client failed in turn: nothing leaks, and the daemon is left clean. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    failing_context failing;
+    uint64_t n = 0;
+    for (;; n++) {
+        failing_context_init(&failing, n);
+        pllm_store_options options = {.struct_bytes = sizeof options, .socket = rig.path};
+        pllm_store *store;
+        pllm_store_tensor *tensor = NULL;
+        int status = pllm_store_open(&failing.context, &options, &store);
+        if (status == PLLM_OK) {
+            pllm_store_spec spec = spec_of(3 << 20);
+            status = pllm_store_create(store, "n", &spec, &tensor);
+            if (status == PLLM_OK) status = pllm_store_signal(tensor, NULL, 1);
+            pllm_store_close(store);
+        }
+        failing_context_check(&failing);
+        store_rig_until(&rig, 0, 0);
+        if (status == PLLM_OK) break;
+        assert_int_equal(status, PLLM_ENOMEM);
+    }
+    print_message("%u allocations failed in turn\n", (unsigned)n);
+    assert_true(n >= 8);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_share),   TEST(test_reading_only),  TEST(test_names),       TEST(test_list),
+        TEST(test_fences),  TEST(test_producer_dies), TEST(test_daemon_dies), TEST(test_events),
+        TEST(test_refused), TEST(test_no_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
