@@ -50,7 +50,9 @@ typedef struct pllm_engine_options {
     uint64_t link_latency_ns;
     uint64_t granularity_bytes; /* host device: 0: 64 KiB */
     uint32_t record_max;        /* page accesses kept for replay; 0: none */
-    uint32_t reserved;          /* zero */
+    uint32_t key_summaries;     /* 1: of every sealed block the mean and deviation of its keys are
+                                   kept on the device, wherever the block is, for choosing blocks;
+                                   a sixteenth of the bytes of all blocks in f16, within vram_limit */
     /* Called while weights are loaded and long prompts are read; may be NULL. A non-zero return
      * cancels (ECANCELED). */
     int (*progress)(void *user, const char *what, uint64_t done, uint64_t total);

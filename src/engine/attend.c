@@ -200,6 +200,12 @@ static int seal(pllm_pass *pass, const pass_item *item)
         int status = pllm_pager_pin(engine->pager, &page, 1, PLLM_PIN_NEW, &view);
         if (status < 0) return status;
         engine->host->kernels->attention->seal(&engine->cache.shape, view, open);
+        if (engine->summaries)
+            pllm_kv_summarise(
+                &engine->cache.shape, open,
+                engine->device->ops->host_view(
+                    engine->device,
+                    pllm_summary_va(engine, pllm_pass_group(item, block), pass->layer)));
         pllm_pager_unpin(engine->pager, &page, 1);
         pllm_pager_seal(engine->pager, page);
     }

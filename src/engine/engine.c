@@ -1,7 +1,7 @@
 /* engine.c - opening an engine: its model, memory, limits; and what it tells about itself.
  *
- * Limits. Device bytes are: workspace + open blocks + frames + weights. kv_limit bounds open blocks
- * and frames together; vram_limit bounds everything. The least that works is
+ * Limits. Device bytes are: workspace + open blocks + frames + weights (+ key summaries). kv_limit
+ * bounds open blocks and frames together; vram_limit bounds everything. The least that works is
  *   kv_limit:   sequence_max * layers * open block + the executor's least frames, each rounded up
  *               to the device's granularity
  *   vram_limit: workspace + the least weights + the least kv_limit, and what the executor takes for
@@ -148,6 +148,7 @@ static int check_limits(pllm_engine *engine, const pllm_executor_needs *needs, u
     uint64_t least_frames =
         round_up(needs->least_frames * engine->cache.sealed_bytes, device.granularity_bytes);
     engine->fixed_bytes = round_up(needs->workspace_bytes, device.granularity_bytes) +
+                          round_up(pllm_summaries_bytes(engine), device.granularity_bytes) +
                           needs->weight_bytes + needs->transient_bytes + needs->outside_bytes;
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
@@ -239,6 +240,9 @@ static int open_memory(pllm_engine *engine)
     if (status == PLLM_OK)
         status = pllm_workspace_open(engine->context, engine->device, engine->budget, "open blocks",
                                      open_bytes, &engine->open_space);
+    if (status == PLLM_OK && o->key_summaries)
+        status = pllm_workspace_open(engine->context, engine->device, engine->budget, "summaries",
+                                     pllm_summaries_bytes(engine), &engine->summaries);
     return status < 0 ? status : open_pager(engine, &needs, (pllm_disk_kind)disk, &pager);
 }
 
@@ -355,6 +359,7 @@ void pllm_engine_close(pllm_engine *engine)
     if (engine->executor) engine->executor->close(engine);
     pllm_pass_deinit(engine);
     pllm_pager_close(engine->pager);
+    pllm_workspace_close(engine->summaries);
     pllm_workspace_close(engine->open_space);
     pllm_workspace_close(engine->workspace);
     pllm_kv_cache_deinit(&engine->cache);
@@ -451,6 +456,37 @@ int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_ou
     };
     if (engine->executor->stats) engine->executor->stats(engine, stats_out);
     return PLLM_OK;
+}
+
+static int copy_out(const pllm_engine *engine, pllm_va from, uint64_t bytes, void *out)
+{
+    const pllm_device_ops *ops = engine->device->ops;
+    pllm_stream *stream;
+    void *pinned;
+    int status = ops->host_alloc(engine->device, bytes, &pinned);
+    if (status < 0) return status;
+    status = ops->stream_open(engine->device, &stream);
+    if (status == PLLM_OK) {
+        pllm_copy copy = {.to = (uintptr_t)pinned, .from = from, .bytes = bytes};
+        status = ops->copy(engine->device, stream, PLLM_COPY_OUT, &copy);
+        int synced = ops->stream_sync(engine->device, stream);
+        if (status == PLLM_OK) status = synced;
+        ops->stream_close(engine->device, stream);
+    }
+    if (status == PLLM_OK) memcpy(out, pinned, bytes);
+    ops->host_free(engine->device, pinned, bytes);
+    return status;
+}
+
+int pllm_engine_read_summary(const pllm_engine *engine, const pllm_sequence *sequence,
+                             uint32_t layer, uint32_t block, void *summary_out)
+{
+    if (!engine->summaries)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0, "this engine keeps no key summaries");
+    if (layer >= engine->shape.layer_count || block >= sequence->group_count)
+        return pllm_fail(PLLM_EINVAL, 0, "there is no sealed block %u in layer %u", block, layer);
+    return copy_out(engine, pllm_summary_va(engine, sequence->groups[block], layer),
+                    pllm_kv_summary_bytes(&engine->cache.shape), summary_out);
 }
 
 int pllm_engine_set_kv_limit(pllm_engine *engine, uint64_t bytes)

@@ -14,6 +14,7 @@
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
 #include "kernels/attention.h"
+#include "kernels/kv_summary.h"
 #include "kernels/sample.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
@@ -121,6 +122,7 @@ struct pllm_engine {
     pllm_pager *pager;
     pllm_kv_cache cache;
     pllm_workspace *workspace, *open_space;
+    pllm_workspace *summaries; /* NULL, or [group_max][layers]: see pllm_summary_va */
     pllm_sequence *sequences;
     uint32_t sequence_count;
     float *inverse_frequency;   /* [rope.dims / 2] */
@@ -135,13 +137,34 @@ struct pllm_engine {
     uint64_t prompt_tokens, generated_tokens, prefill_ns, decode_ns, steps, lost_pages;
 };
 
+/* Key summaries (kernels/kv_summary.h) of all blocks there can be; 0: the option is off. */
+static inline uint64_t pllm_summaries_bytes(const pllm_engine *engine)
+{
+    if (!engine->options.key_summaries) return 0;
+    return (uint64_t)engine->cache.group_max * engine->shape.layer_count *
+           pllm_kv_summary_bytes(&engine->cache.shape);
+}
+/* Numbers of summaries: a group's are neighbours, so they are shared, cut and used again as the
+ * group is. Written when the block is sealed, read by nobody before. */
+static inline uint32_t pllm_summary_index(const pllm_engine *engine, uint32_t group, uint32_t layer)
+{
+    return group * engine->shape.layer_count + layer;
+}
+static inline pllm_va pllm_summary_va(const pllm_engine *engine, uint32_t group, uint32_t layer)
+{
+    return pllm_workspace_va(engine->summaries) +
+           (uint64_t)pllm_summary_index(engine, group, layer) *
+               pllm_kv_summary_bytes(&engine->cache.shape);
+}
+
 /* Keeps token_count tokens; blocks that the executor holds resident are let go first. */
 void pllm_sequence_cut(pllm_sequence *sequence, uint32_t token_count);
 
 /* pass.c: what any executor's pass needs, row_max rows of it. */
 int pllm_pass_init(pllm_engine *engine);
 void pllm_pass_deinit(pllm_engine *engine);
-/* The page of an item's sealed block in pass->layer. */
+/* The group of an item's sealed block, of those this pass seals too; its page in pass->layer. */
+uint32_t pllm_pass_group(const pass_item *item, uint32_t block);
 pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block);
 
 /* Hands row `index` of the pass's logits to the sink, or takes from it what the item wants. Returns

@@ -23,6 +23,12 @@ int pllm_engine_write_trace(const pllm_engine *engine, const char *path);
 /* The invariants of kv_cache.h and pager.h, checked; for tests. */
 void pllm_engine_check(const pllm_engine *engine);
 
+/* The key summary of a sealed block, pllm_kv_summary_bytes of it (kernels/kv_summary.h), wherever
+ * the block is. Between steps. Errors: EUNSUPPORTED (options.key_summaries is off), EINVAL (no such
+ * block), and those of a copy. */
+int pllm_engine_read_summary(const pllm_engine *engine, const pllm_sequence *sequence,
+                             uint32_t layer, uint32_t block, void *summary_out);
+
 pllm_device *pllm_engine_device(const pllm_engine *engine);             /* borrowed */
 const pllm_model *pllm_engine_model(const pllm_engine *engine);         /* borrowed */
 const pllm_tokenizer *pllm_engine_tokenizer(const pllm_engine *engine); /* NULL: it has none */

@@ -39,13 +39,16 @@ void pllm_pass_deinit(pllm_engine *engine)
     memset(pass, 0, sizeof *pass);
 }
 
-pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block)
+uint32_t pllm_pass_group(const pass_item *item, uint32_t block)
 {
     const pllm_sequence *sequence = item->sequence;
-    uint32_t group = block < sequence->group_count
-                         ? sequence->groups[block]
-                         : item->new_groups[block - sequence->group_count];
-    return pllm_kv_page(&pass->engine->cache, group, pass->layer);
+    return block < sequence->group_count ? sequence->groups[block]
+                                         : item->new_groups[block - sequence->group_count];
+}
+
+pllm_page pllm_pass_page(const pllm_pass *pass, const pass_item *item, uint32_t block)
+{
+    return pllm_kv_page(&pass->engine->cache, pllm_pass_group(item, block), pass->layer);
 }
 
 int pllm_pass_deliver(pllm_pass *pass, uint32_t index, const float *logits)

@@ -19,6 +19,7 @@
 #include <pagedllm/context.h>
 #include "engine_support.h"
 #include "kernels/sample.h"
+#include "summary_check.h"
 
 enum { TOKEN_COUNT = 1445, SEQUENCES = 3, ROWS_KEPT = 400 };
 
@@ -263,6 +264,41 @@ static void blocks_on_disk(void **state)
     free(expected.logits);
 }
 
+/* Summaries made by the GPU are those that the CPU makes of the blocks, wherever these were. */
+static void summaries(void **state)
+{
+    (void)state;
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .device = device_name(),
+                                   .shape = "smollm2-135m",
+                                   .weights = "bf16",
+                                   .kv_format = "f16",
+                                   .host_memory_bytes = 512 << 20,
+                                   .kv_limit_bytes = 24 << 20,
+                                   .sequence_max = SEQUENCES,
+                                   .context_max = 2048,
+                                   .key_summaries = 1};
+    pllm_engine *engine = test_engine_open(NULL, &options);
+    const setting s = {.strangers = 1};
+    pllm_sequence *sequences[SEQUENCES];
+    rows r = rows_new(VOCAB);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    step(engine, sequences, &s, 1000, 0, &r);
+    uint32_t compared = summary_check(engine, 3);
+    for (uint32_t i = 0; i < 40; i++) step(engine, sequences, &s, 1, 1, &r);
+    compared += summary_check(engine, 3);
+    assert_int_equal(pllm_sequence_fork(sequences[0], &sequences[2]), PLLM_OK);
+    assert_int_equal(pllm_sequence_truncate(sequences[0], 500), PLLM_OK);
+    step(engine, sequences, &s, 300, 0, &r);
+    compared += summary_check(engine, 3);
+    printf("    %u blocks compared\n", compared);
+    assert_true(compared > 1000);
+    for (uint32_t i = 0; i < 3; i++) pllm_sequence_close(sequences[i]);
+    pllm_engine_close(engine);
+    free(r.logits);
+}
+
 /* The id chosen on the device is that of the largest logit of a row that was copied out; or the one
  * that the CPU draws from it. */
 static void next_ids(void **state)
@@ -371,6 +407,7 @@ int main(void)
         cmocka_unit_test(references),        cmocka_unit_test(cuts_and_strangers),
         cmocka_unit_test(starved_of_blocks), cmocka_unit_test(starved_of_weights),
         cmocka_unit_test(blocks_on_disk),    cmocka_unit_test(next_ids),
+        cmocka_unit_test(summaries),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

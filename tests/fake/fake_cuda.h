@@ -5,9 +5,10 @@
  * exported descriptors and by IPC handles), address space is PROT_NONE mappings, streams run their
  * work when it is submitted; or, with `deferred`, as late as they may: when somebody synchronises,
  * or asks for an event, one step a question. What was unmapped, freed or overwritten too early then
- * shows. Kernels are not run: a launch is only counted. What a driver leaves open is answered the
- * unfriendly way: new memory holds garbage, and a range can't be touched before access to it was
- * set.
+ * shows. Kernels are not run: a launch is only counted,
+ * and told to `kernel` if that is set, which may do what the kernel would: device memory is there
+ * to be touched (not with `deferred`). What a driver leaves open is answered the unfriendly way:
+ * new memory holds garbage, and a range can't be touched before access to it was set.
  *
  * A test opens the library as the device does (dlopen gives the same copy) and changes the state
  * between calls. fail_call fails every call of that name, or all of them if NULL, from number
@@ -38,6 +39,7 @@ typedef struct fake_cuda {
     _Atomic uint64_t created_bytes;
     uint64_t graph_cost; /* bytes of the card that each executable graph takes; set while none is */
     _Atomic uint64_t graphs, graphs_made;
+    void (*kernel)(const char *name, uint32_t grid_x, uint32_t grid_y, void **arguments);
 } fake_cuda;
 
 /* The library's symbol "fake_cuda_state". */

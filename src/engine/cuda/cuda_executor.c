@@ -69,6 +69,7 @@ static uint32_t count_args(const pllm_engine *engine)
     if (wave_args > WAVE_ARGS_MAX) wave_args = WAVE_ARGS_MAX;
     uint64_t pairs = layers * (2 * (engine->row_max / PLLM_BLOCK_TOKENS + 2 * sequences + 2) +
                                4 * (engine->row_max / state->tile_rows + sequences + 2));
+    if (engine->options.key_summaries) pairs *= 2;
     return (uint32_t)(4 * (sequences + 4) + 4 * (engine->row_max + 4ull) +
                       8ull * state->segment_max + pairs + wave_args +
                       LOGIT_ROWS * sizeof(pllm_sampling) / sizeof(uint32_t));
@@ -124,6 +125,8 @@ static int open_kernels(pllm_engine *engine)
         status = pllm_cuda_attention_open(engine->context, engine->device, &state->attention);
     if (status == PLLM_OK)
         status = pllm_cuda_prefill_open(engine->context, engine->device, &state->prefill);
+    if (status == PLLM_OK && engine->options.key_summaries)
+        status = pllm_cuda_summary_open(engine->context, engine->device, &state->summary);
     return status;
 }
 
@@ -156,6 +159,8 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
                              : 0;
         if (limit < available) available = limit;
     }
+    uint64_t summaries = pllm_summaries_bytes(engine);
+    available -= summaries < available ? summaries : available;
     const pllm_kv_cache *cache = &engine->cache;
     needs.extra_pages = pllm_cuda_blocks_plan(engine);
     /* One layer of the longest context, and what every pass needs. */
@@ -277,6 +282,7 @@ static void cuda_close(pllm_engine *engine)
     pllm_cuda_prefill_close(state->prefill);
     pllm_cuda_attention_close(state->attention);
     pllm_cuda_rows_close(state->rows);
+    pllm_cuda_summary_close(state->summary);
     ops->event_close(device, state->layer_done[0]);
     ops->event_close(device, state->layer_done[1]);
     ops->stream_close(device, state->copies);

@@ -336,32 +336,72 @@ static int decode_layer(pllm_engine *engine, uint32_t index, pllm_va image, cons
     return status;
 }
 
+/* --- sealing --- */
+
+/* Blocks to be sealed in a layer, as the kernels read them: pairs of where a block is and its
+ * frame; and, where summaries are kept, as many of where it is and its summary's number. */
+typedef struct seal_list {
+    uint32_t *pairs, count, room;
+    pllm_va va;
+} seal_list;
+
+static int seal_list_open(pllm_engine *engine, uint32_t room, seal_list *list)
+{
+    uint32_t lists = engine->cuda->summary ? 2 : 1;
+    *list = (seal_list){.room = room};
+    list->pairs = pllm_cuda_args(engine->cuda, lists * 2 * room, &list->va);
+    if (list->pairs) return PLLM_OK;
+    return pllm_fail(PLLM_ELIMIT, 0, "a pass seals more blocks than can be listed");
+}
+
+static void seal_list_add(pllm_engine *engine, seal_list *list, uint32_t layer,
+                          const pass_item *item, uint32_t block, uint32_t from)
+{
+    const pllm_kv_cache *cache = &engine->cache;
+    uint64_t row = (uint64_t)layer * cache->sequence_max + item->sequence->slot;
+    uint32_t *pair = list->pairs + 2ull * list->count;
+    pair[0] = from;
+    pair[1] = engine->cuda->blocks.tables[row * cache->block_max + block];
+    if (engine->cuda->summary) {
+        pair += 2ull * list->room;
+        pair[0] = from;
+        pair[1] = pllm_summary_index(engine, pllm_pass_group(item, block), layer);
+    }
+    list->count++;
+}
+
+/* blocks: what the list's `from` counts. */
+static int seal_listed(pllm_engine *engine, const seal_list *list, pllm_va blocks)
+{
+    pllm_cuda_state *state = engine->cuda;
+    uint64_t bytes = 2ull * list->room * sizeof *list->pairs;
+    int status = upload(engine, list->va, list->pairs, state->summary ? 2 * bytes : bytes);
+    if (status == PLLM_OK)
+        status = pllm_cuda_seal(state->attention, state->compute, &state->kv, blocks,
+                                state->kv.open_bytes, list->va, list->count);
+    if (status < 0 || !state->summary) return status;
+    return pllm_cuda_summarise(state->summary, state->compute, &engine->cache.shape, blocks,
+                               state->kv.open_bytes, list->va + bytes, list->count,
+                               pllm_workspace_va(engine->summaries));
+}
+
 /* Generated rows whose block is full after this pass: sealed from their open block. */
 static int seal_decoded(pllm_engine *engine, uint32_t layer)
 {
-    pllm_cuda_state *state = engine->cuda;
     const pllm_pass *pass = &engine->pass;
-    const pllm_kv_cache *cache = &engine->cache;
     uint32_t rows = pass->item_count - pass->prompt_items, count = 0;
     for (uint32_t i = 0; i < rows; i++) count += pass->items[i].new_count;
     if (count == 0) return PLLM_OK;
-    pllm_va va;
-    uint32_t *pairs = pllm_cuda_args(state, 2 * count, &va);
-    if (!pairs) return pllm_fail(PLLM_ELIMIT, 0, "a pass seals more blocks than can be listed");
-    uint32_t at = 0;
+    seal_list list;
+    int status = seal_list_open(engine, count, &list);
+    if (status < 0) return status;
     for (uint32_t i = 0; i < rows; i++) {
         const pass_item *item = &pass->items[i];
-        if (item->new_count == 0) continue;
-        uint32_t slot = item->sequence->slot, block = item->sequence->group_count;
-        pairs[at++] = slot * cache->layer_count + layer;
-        pairs[at++] =
-            state->blocks
-                .tables[((uint64_t)layer * cache->sequence_max + slot) * cache->block_max + block];
+        if (item->new_count)
+            seal_list_add(engine, &list, layer, item, item->sequence->group_count,
+                          item->sequence->slot * engine->cache.layer_count + layer);
     }
-    int status = upload(engine, va, pairs, 2ull * count * sizeof *pairs);
-    if (status < 0) return status;
-    return pllm_cuda_seal(state->attention, state->compute, &state->kv, state->kv.open,
-                          state->kv.open_bytes, va, count);
+    return seal_listed(engine, &list, engine->cuda->kv.open);
 }
 
 /* --- prompts --- */
@@ -395,32 +435,23 @@ static int stage_open(pllm_engine *engine, uint32_t layer, const cuda_tile *tile
 static int seal_tile(pllm_engine *engine, uint32_t layer, const cuda_tile *tile)
 {
     pllm_cuda_state *state = engine->cuda;
-    const pllm_kv_cache *cache = &engine->cache;
     uint32_t count = 0;
     for (uint32_t i = 0; i < tile->segment_count; i++) {
         const cuda_segment *s = &state->segments[tile->segment_first + i];
         count += (s->start + s->rows) / PLLM_BLOCK_TOKENS - s->start / PLLM_BLOCK_TOKENS;
     }
     if (count == 0) return PLLM_OK;
-    pllm_va va;
-    uint32_t *pairs = pllm_cuda_args(state, 2 * count, &va), at = 0;
-    if (!pairs) return pllm_fail(PLLM_ELIMIT, 0, "a pass seals more blocks than can be listed");
+    seal_list list;
+    int status = seal_list_open(engine, count, &list);
+    if (status < 0) return status;
     for (uint32_t i = 0; i < tile->segment_count; i++) {
         const cuda_segment *s = &state->segments[tile->segment_first + i];
-        const uint32_t *table =
-            state->blocks.tables +
-            ((uint64_t)layer * cache->sequence_max + engine->pass.items[s->item].sequence->slot) *
-                cache->block_max;
         uint32_t first = s->start / PLLM_BLOCK_TOKENS;
-        for (uint32_t block = first; block < (s->start + s->rows) / PLLM_BLOCK_TOKENS; block++) {
-            pairs[at++] = s->stage_first + block - first;
-            pairs[at++] = table[block];
-        }
+        for (uint32_t block = first; block < (s->start + s->rows) / PLLM_BLOCK_TOKENS; block++)
+            seal_list_add(engine, &list, layer, &engine->pass.items[s->item], block,
+                          s->stage_first + block - first);
     }
-    int status = upload(engine, va, pairs, 2ull * count * sizeof *pairs);
-    if (status < 0) return status;
-    return pllm_cuda_seal(state->attention, state->compute, &state->kv, state->stage,
-                          state->kv.open_bytes, va, count);
+    return seal_listed(engine, &list, state->stage);
 }
 
 static int attend_prompts(pllm_engine *engine, uint32_t layer, const cuda_tile *tile,

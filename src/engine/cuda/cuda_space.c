@@ -85,7 +85,8 @@ static int evict_for_it(pllm_engine *engine)
     pllm_budget_stats_get(engine->budget, &budget);
     uint64_t others =
         pllm_workspace_bytes(engine->workspace) + pllm_workspace_bytes(engine->open_space) +
-        pllm_workspace_bytes(state->weights.fixed) + pllm_workspace_bytes(state->weights.space);
+        pllm_workspace_bytes(state->weights.fixed) + pllm_workspace_bytes(state->weights.space) +
+        (engine->summaries ? pllm_workspace_bytes(engine->summaries) : 0);
     uint64_t frames = budget.charged_bytes - others;
     uint64_t room = budget.limit_bytes - budget.charged_bytes;
     /* With room in the budget it is the device that is full: others took what was free. */

@@ -23,6 +23,7 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/summary.h"
 
 enum {
     PREFILL_TILE = 2048,   /* prompt rows that pass a layer together */
@@ -124,6 +125,7 @@ struct pllm_cuda_state {
     pllm_cuda_rows *rows;
     pllm_cuda_attention *attention;
     pllm_cuda_prefill_kernels *prefill;
+    pllm_cuda_summary *summary; /* NULL: no summaries are kept */
     pllm_stream *compute, *copies;
     pllm_event *layer_done[2];
     cuda_weights weights;
