@@ -239,11 +239,6 @@ static int pool_options(pllm_vmm *vmm, const pllm_vmm_pool_options *options,
         return pllm_fail(
             PLLM_ELIMIT, 0, "%llu bytes are more than %u pages of %llu: choose larger pages",
             (unsigned long long)options->capacity_bytes, UINT32_MAX / 2, (unsigned long long)page);
-    if (!options->limit_bytes) {
-        uint64_t zeros = options->zero_behind ? page : 0;
-        if (__builtin_add_overflow(chosen->capacity_bytes, zeros, &chosen->limit_bytes))
-            chosen->limit_bytes = UINT64_MAX;
-    }
     return PLLM_OK;
 }
 
@@ -300,6 +295,12 @@ static void pool_free(pllm_vmm_pool *pool)
     pllm_free(pool->context, pool);
 }
 
+/* 0: all of its capacity, and the zeros behind it. */
+static uint64_t limit_of(const pllm_vmm_pool *pool, uint64_t limit_bytes)
+{
+    return limit_bytes ? limit_bytes : pool->capacity + pool->zeros_bytes;
+}
+
 static int pool_open(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_options *chosen,
                      pllm_vmm_pool **pool_out)
 {
@@ -313,7 +314,8 @@ static int pool_open(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_option
     pool->page_bytes = chosen->page_bytes;
     pool->page_max = (uint32_t)(pool->capacity / pool->page_bytes);
     pool->minimum_bytes = chosen->minimum_bytes;
-    pool->limit_bytes = chosen->limit_bytes;
+    pool->zeros_bytes = chosen->zero_behind ? pool->page_bytes : 0;
+    pool->limit_bytes = limit_of(pool, chosen->limit_bytes);
     pool->zero_on_reuse = chosen->zero_on_reuse;
     pool->ahead_pages = page_count(chosen->ahead_bytes, pool->page_bytes, pool->page_max);
     int status = pool_memory(pool, chosen);
@@ -442,7 +444,8 @@ uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t b
         uint64_t above = held > pool->minimum_bytes ? held - pool->minimum_bytes : 0;
         if (!full && pool != asking && wanted > above) wanted = above;
         if (wanted) (void)pllm_vmm_pool_yield(pool, wanted);
-        freed += before - pllm_budget_charged(pool->member);
+        uint64_t after = pllm_budget_charged(pool->member);
+        if (after < before) freed += before - after; /* else others took it at once */
         pthread_mutex_unlock(&pool->lock);
     }
     pthread_mutex_unlock(&vmm->lock);
@@ -463,7 +466,7 @@ int pllm_vmm_set_limit(pllm_vmm *vmm, uint64_t limit_bytes)
 int pllm_vmm_pool_set(pllm_vmm_pool *pool, uint64_t minimum_bytes, uint64_t limit_bytes)
 {
     pthread_mutex_lock(&pool->lock);
-    uint64_t limit = limit_bytes ? limit_bytes : pool->capacity;
+    uint64_t limit = limit_of(pool, limit_bytes);
     int status = pllm_budget_member_set(pool->member, minimum_bytes, limit);
     if (status == PLLM_OK) {
         pool->minimum_bytes = minimum_bytes;

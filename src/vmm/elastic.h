@@ -8,8 +8,8 @@
  * A page is backed while used is not 0, and may be when it is: such a page is idle, mapped ahead of
  * somebody who grows. Bytes given back behind a stream stay used until its work is done.
  *
- * Mapping takes long, so it is done without the pool's lock: by one thread a pool at a time, the
- * mapper. Who finds its pages backed need not wait for it. Unmapping is done under the lock.
+ * Mapping and unmapping take long, so they are done without the pool's lock: by one thread a pool
+ * at a time, the mapper. Who finds its pages backed need not wait for it.
  *
  * Locks, in this order: vmm->lock (the list of pools, pins), pool->lock (all else of a pool),
  * vmm->wake_lock and the budget's (leaves). Who holds a pool's lock never takes vmm->lock. A pool
@@ -38,7 +38,7 @@ struct pllm_vmm_pool {
     char name[PLLM_VMM_NAME_BYTES]; /* down to here fixed when opened, but for the limits */
     pllm_device *device;
     const pllm_context *context;
-    uint64_t base, capacity, page_bytes, minimum_bytes, limit_bytes;
+    uint64_t base, capacity, page_bytes, zeros_bytes, minimum_bytes, limit_bytes;
     uint32_t page_max, ahead_pages, zero_on_reuse;
     pthread_mutex_t lock;
     pthread_cond_t changed; /* the mapper is done */
@@ -77,7 +77,8 @@ void pllm_vmm_wake(pllm_vmm *vmm);
  * be held. */
 uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t bytes, int full);
 
-/* elastic_pool.c; the lock of the pool is held. */
+/* elastic_pool.c; the lock of the pool is held, and let go of by whatever maps or unmaps: all but
+ * is_ready, touch, grown and check. */
 int pllm_vmm_pool_place(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_span_kind kind);
 int pllm_vmm_pool_is_ready(const pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes);
 int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes);
@@ -89,7 +90,7 @@ int pllm_vmm_pool_give(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, uin
 void pllm_vmm_pool_drop(pllm_vmm_pool *pool, uint64_t offset,
                         uint64_t bytes); /* not used any more */
 void pllm_vmm_pool_settle(pllm_vmm_pool *pool);
-void pllm_vmm_pool_ahead(pllm_vmm_pool *pool); /* lets go of the lock while it maps */
+void pllm_vmm_pool_ahead(pllm_vmm_pool *pool);
 uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes); /* unused memory, bytes freed */
 uint64_t pllm_vmm_pool_shed(pllm_vmm_pool *pool);    /* the same, while a limit is passed */
 void pllm_vmm_pool_check(const pllm_vmm_pool *pool); /* asserts elastic_pool.c's list */

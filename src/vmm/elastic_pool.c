@@ -13,7 +13,8 @@
  * PLACING, PLACED, BLOCK or PENDING; what a fence keeps as a block's room is not among them. 2. A
  * page that has PLACED or BLOCK bytes is backed, unless they are being placed. 3. idle_count pages
  * are backed with used 0. 4. Only backed pages are dirty. 5. Each fence's bytes are PENDING.
- * Threads: the pool's lock is held; place, back and ahead let go of it while they map. */
+ * Threads: the pool's lock is held. What maps or unmaps lets go of it meanwhile, and comes back to
+ * a pool that is whole, but may be another. */
 #include <assert.h>
 #include <string.h>
 #include "vmm/elastic.h"
@@ -62,16 +63,6 @@ void pllm_vmm_pool_touch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, i
     }
 }
 
-static void unmap_idle(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end)
-{
-    for (uint32_t page = page_first, end; page < page_end; page = end) {
-        for (end = page; end < page_end && is_idle(pool, end); end++) pool->dirty[end] = 0;
-        (void)pllm_region_unmap(pool->region, page, end - page, NULL);
-        pool->idle_count -= end - page;
-        if (end == page) end++;
-    }
-}
-
 /* ---- mapping ---- */
 
 static int no_room(pllm_vmm_pool *pool, uint64_t bytes)
@@ -117,6 +108,37 @@ static int map_pages(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end
     pthread_cond_broadcast(&pool->changed);
     *full = status == PLLM_ENODEVMEM;
     return status;
+}
+
+/* A part of what is idle is about to go. */
+static void leave_idle(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end,
+                       pllm_region_work *work)
+{
+    for (uint32_t page = page_first; page < page_end; page++) {
+        if (!is_idle(pool, page)) continue;
+        pool->dirty[page] = 0;
+        pool->idle_count--;
+        (void)pllm_region_unmap_begin(pool->region, page, 1, work);
+    }
+}
+
+/* Waits until nobody maps or unmaps. Lets go of the lock. */
+static void wait_for_mapper(pllm_vmm_pool *pool)
+{
+    while (pool->mapping) pthread_cond_wait(&pool->changed, &pool->lock);
+}
+
+/* Nobody is mapping. Unmaps what has been marked, without the lock. */
+static void unmap_marked(pllm_vmm_pool *pool, const pllm_region_work *work)
+{
+    if (work->moving_count == 0) return;
+    pool->mapping = 1;
+    pthread_mutex_unlock(&pool->lock);
+    pllm_region_unmap_run(pool->region, work);
+    pthread_mutex_lock(&pool->lock);
+    pllm_region_unmap_end(pool->region, work);
+    pool->mapping = 0;
+    pthread_cond_broadcast(&pool->changed);
 }
 
 /* Own unused pages, if it is the model's own limit that is in the way, else anybody's. */
@@ -168,7 +190,7 @@ int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
     uint32_t page_first = first_page(pool, offset), page_end = end_page(pool, offset + bytes);
     for (uint32_t count; (count = missing(pool, page_first, page_end)) > 0;) {
         if (pool->mapping) {
-            pthread_cond_wait(&pool->changed, &pool->lock);
+            wait_for_mapper(pool);
             continue;
         }
         int full, status = map_pages(pool, page_first, page_end, &full);
@@ -258,7 +280,7 @@ void pllm_vmm_pool_ahead(pllm_vmm_pool *pool)
     int full;
     while (next_ahead(pool, &first, &end)) {
         if (pool->mapping) {
-            pthread_cond_wait(&pool->changed, &pool->lock);
+            wait_for_mapper(pool);
             continue;
         }
         /* Only memory that is there for nothing: no room is made for it. */
@@ -314,24 +336,37 @@ uint64_t pllm_vmm_pool_shed(pllm_vmm_pool *pool)
     return freed;
 }
 
-/* Lets the pages go that nobody uses any more: of the range, and what was mapped ahead behind it.
- */
-void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+/* Of the range, and of what was mapped ahead behind it, all but what stays mapped ahead of whoever
+ * may grow here. */
+static void unmap_unused(pllm_vmm_pool *pool, uint32_t first, uint32_t end, uint64_t grown)
 {
-    uint32_t first = first_page(pool, offset), end = end_page(pool, offset + bytes);
-    pllm_vmm_pool_touch(pool, offset, bytes, 0);
-    for (uint32_t page = first; page < end; page++)
-        pool->dirty[page] = (uint8_t)pllm_region_is_mapped(pool->region, page);
-    uint64_t grown = pool->ahead_pages ? grows_from(pool, offset) : 0;
+    pllm_region_work work = {0};
     uint32_t kept_first = end, kept_end = end, reach = end;
     if (grown) window(pool, grown, &kept_first, &kept_end);
     while (reach < pool->page_max && reach - end < pool->ahead_pages && is_idle(pool, reach))
         reach++;
-    unmap_idle(pool, first, least(kept_first, reach));
+    leave_idle(pool, first, least(kept_first, reach), &work);
     for (uint32_t page = kept_first; page < kept_end; page++)
-        if (pllm_region_is_exported(pool->region, page)) unmap_idle(pool, page, page + 1);
-    unmap_idle(pool, kept_end > first ? kept_end : first, reach);
-    (void)pllm_vmm_pool_shed(pool);
+        if (pllm_region_is_exported(pool->region, page)) leave_idle(pool, page, page + 1, &work);
+    leave_idle(pool, kept_end > first ? kept_end : first, reach, &work);
+    unmap_marked(pool, &work);
+}
+
+/* Lets the pages go that nobody uses any more. Lets go of the lock, with all as it should be. */
+void pllm_vmm_pool_untouch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
+{
+    uint32_t first = first_page(pool, offset), end = end_page(pool, offset + bytes), idle = 0;
+    pllm_vmm_pool_touch(pool, offset, bytes, 0);
+    for (uint32_t page = first; page < end; page++) {
+        pool->dirty[page] = (uint8_t)pllm_region_is_mapped(pool->region, page);
+        idle += is_idle(pool, page) != 0;
+    }
+    if (idle) {
+        wait_for_mapper(pool);
+        unmap_unused(pool, first, end, pool->ahead_pages ? grows_from(pool, offset) : 0);
+        (void)pllm_vmm_pool_shed(pool);
+    }
+    uint64_t grown = pool->ahead_pages ? grows_from(pool, offset) : 0;
     if (grown) pllm_vmm_pool_grown(pool, grown);
 }
 
@@ -403,6 +438,7 @@ void pllm_vmm_pool_settle(pllm_vmm_pool *pool)
         pool->fence_count--;
         (void)pllm_spans_turn(&pool->spans, fence->offset, fence->span_bytes, PLLM_SPAN_FREE);
         pllm_vmm_pool_drop(pool, fence->offset, fence->bytes);
+        link = &pool->fences; /* the lock was let go of */
     }
 }
 
@@ -413,16 +449,21 @@ uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes)
     pllm_region_stats_get(pool->region, &stats);
     freed = pllm_region_trim(pool->region,
                              pages < stats.kept_count ? stats.kept_count - (uint32_t)pages : 0);
-    if (freed >= bytes) return freed;
-    pool->point_count = 0;
-    for (uint32_t page = pool->page_max; page-- > 0 && pool->idle_count > 0 && freed < bytes;) {
-        if (!is_idle(pool, page)) continue;
-        uint64_t before = pllm_budget_charged(pool->member);
-        unmap_idle(pool, page, page + 1); /* none are kept now: where one becomes so, it goes on */
-        (void)pllm_region_trim(pool->region, 0);
-        freed += before - pllm_budget_charged(pool->member);
+    if (freed >= bytes || pool->idle_count == 0) return freed;
+    wait_for_mapper(pool);
+    pllm_region_work work = {0};
+    uint64_t wanted = pages - freed / pool->page_bytes;
+    pool->point_count = 0; /* nothing comes back before somebody grows */
+    for (uint32_t page = pool->page_max; page-- > 0 && work.moving_count < wanted;) {
+        if (pool->idle_count == 0) break;
+        leave_idle(pool, page, page + 1, &work);
     }
-    return freed;
+    unmap_marked(pool, &work);
+    /* Those that were kept go now: as many as have been unmapped. */
+    pllm_region_stats_get(pool->region, &stats);
+    uint32_t more = work.moving_count < stats.kept_count ? work.moving_count : stats.kept_count;
+    (void)pllm_region_trim(pool->region, stats.kept_count - more);
+    return freed + work.moving_count * pool->page_bytes;
 }
 
 /* ---- by place ---- */

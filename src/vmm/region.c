@@ -15,6 +15,8 @@
  * unmaps and destroys what it made. end makes the pages MAPPED, or EMPTY again, their chunks back
  * to kept. Nothing but open allocates host memory here.
  *
+ * "Moving" are the pages between begin and end of either.
+ *
  * Invariants (pllm_region_check): 1. A page has a chunk if it is MAPPED or FENCED, and none if it
  * is EMPTY. 2. mapped_count, moving_count and fenced_count match the states; fenced lists each
  * FENCED page once. 3. The member's charge is (mapped + moving + fenced + kept) * chunk_bytes, and
@@ -25,7 +27,15 @@
 #include <unistd.h>
 #include "vmm/region.h"
 
-enum { PAGE_EMPTY, PAGE_MAPPED, PAGE_FENCED, PAGE_MOVING, PAGE_CREATING };
+enum {
+    PAGE_EMPTY,
+    PAGE_MAPPED,
+    PAGE_FENCED,
+    PAGE_MOVING,   /* being mapped, with a chunk from kept */
+    PAGE_CREATING, /* being mapped, with a new one */
+    PAGE_KEEPING,  /* being unmapped; its chunk goes to kept */
+    PAGE_ENDING,   /* being unmapped; its chunk is destroyed */
+};
 enum { FLAG_BEHIND = 1, FLAG_EXPORTED = 2 };
 enum { BEHIND_RUN = 64 }; /* places of the zeros that one call maps */
 
@@ -36,6 +46,7 @@ struct pllm_region {
     pllm_va base;
     uint64_t chunk_bytes;
     uint32_t page_max, kept_max, kept_count, mapped_count, moving_count, fenced_count;
+    uint32_t keeping_count; /* pages that are KEEPING: there is room in kept for their chunks */
     uint32_t zero_on_reuse;
     uint8_t *state, *flags;         /* [page_max] */
     pllm_chunk **chunk;             /* [page_max] */
@@ -91,15 +102,23 @@ static pllm_va page_va(const pllm_region *region, uint32_t page)
 
 /* ---- zeros behind pages that are not backed ---- */
 
-/* At every EMPTY page of the range; where the device refuses there is nothing, as without zeros. */
-static int behind_put(pllm_region *region, uint32_t page_first, uint32_t page_end)
+static int is_leaving(const pllm_region *region, uint32_t page)
+{
+    return region->state[page] == PAGE_KEEPING || region->state[page] == PAGE_ENDING;
+}
+
+/* At every page of the range that is EMPTY (or leaving); where the device refuses there is nothing,
+ * as without zeros. */
+static int behind_put(pllm_region *region, uint32_t page_first, uint32_t page_end, int leaving)
 {
     if (!region->zeros) return PLLM_OK;
     pllm_chunk *run[BEHIND_RUN];
     for (uint32_t i = 0; i < BEHIND_RUN; i++) run[i] = region->zeros_seen;
     for (uint32_t page = page_first, end; page < page_end; page = end) {
         for (end = page; end < page_end && end - page < BEHIND_RUN; end++)
-            if (region->state[end] != PAGE_EMPTY || region->flags[end] & FLAG_BEHIND) break;
+            if ((leaving ? !is_leaving(region, end) : region->state[end] != PAGE_EMPTY) ||
+                region->flags[end] & FLAG_BEHIND)
+                break;
         if (end == page) {
             end++;
             continue;
@@ -142,7 +161,7 @@ static int behind_open(pllm_region *region)
     status = device->ops->chunk_import(device, fd, region->chunk_bytes, 1, &region->zeros_seen);
     close(fd);
     if (status < 0) goto fail_zeros;
-    status = behind_put(region, 0, region->page_max);
+    status = behind_put(region, 0, region->page_max, 0);
     if (status < 0) behind_close(region);
     return status;
 fail_zeros:
@@ -218,32 +237,10 @@ static void chunk_discard(pllm_region *region, pllm_chunk *chunk)
 
 static void chunk_keep(pllm_region *region, pllm_chunk *chunk)
 {
-    if (region->kept_count < region->kept_max)
+    if (region->kept_count + region->keeping_count < region->kept_max)
         region->kept[region->kept_count++] = chunk;
     else
         chunk_discard(region, chunk);
-}
-
-/* Takes a page's backing out of the address range; the caller says what becomes of the chunk. */
-static pllm_chunk *page_detach(pllm_region *region, uint32_t page)
-{
-    pllm_chunk *chunk = region->chunk[page];
-    region->device->ops->unmap(region->device, page_va(region, page), chunk);
-    region->chunk[page] = NULL;
-    region->fence[page] = NULL;
-    region->state[page] = PAGE_EMPTY;
-    return chunk;
-}
-
-static void page_unmap(pllm_region *region, uint32_t page)
-{
-    uint8_t exported = region->flags[page] & FLAG_EXPORTED;
-    pllm_chunk *chunk = page_detach(region, page);
-    region->flags[page] = 0;
-    if (exported)
-        chunk_discard(region, chunk);
-    else
-        chunk_keep(region, chunk);
 }
 
 /* ---- mapping ---- */
@@ -395,7 +392,7 @@ int pllm_region_map_end(pllm_region *region, const pllm_region_work *work, int s
     region->moving_count -= work->moving_count;
     if (status < 0) {
         pllm_budget_credit(region->member, work->created_count * region->chunk_bytes);
-        (void)behind_put(region, work->page_first, work->page_end);
+        (void)behind_put(region, work->page_first, work->page_end, 0);
     } else {
         region->mapped_count += work->moving_count;
         region->stats.created_chunks += work->created_count;
@@ -417,23 +414,85 @@ int pllm_region_map(pllm_region *region, uint32_t page_first, uint32_t page_coun
 
 /* ---- unmapping ---- */
 
-int pllm_region_unmap(pllm_region *region, uint32_t page_first, uint32_t page_count,
-                      pllm_event *fence)
+static void page_leaves(pllm_region *region, uint32_t page)
+{
+    int keep = !(region->flags[page] & FLAG_EXPORTED) &&
+               region->kept_count + region->keeping_count < region->kept_max;
+    region->state[page] = keep ? PAGE_KEEPING : PAGE_ENDING;
+    region->flags[page] = 0;
+    region->keeping_count += (uint32_t)keep;
+    region->moving_count++;
+}
+
+int pllm_region_unmap_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                            pllm_region_work *work)
 {
     int status = check_pages(region, page_first, page_count);
     if (status < 0) return status;
+    uint32_t page_end = page_first + page_count;
+    for (uint32_t page = page_first; page < page_end; page++) {
+        if (region->state[page] != PAGE_MAPPED) continue;
+        region->mapped_count--;
+        page_leaves(region, page);
+        work->moving_count++;
+    }
+    if (work->page_end == 0 || page_first < work->page_first) work->page_first = page_first;
+    if (page_end > work->page_end) work->page_end = page_end;
+    return PLLM_OK;
+}
+
+void pllm_region_unmap_run(pllm_region *region, const pllm_region_work *work)
+{
+    pllm_device *device = region->device;
+    for (uint32_t page = work->page_first; page < work->page_end; page++) {
+        if (!is_leaving(region, page)) continue;
+        device->ops->unmap(device, page_va(region, page), region->chunk[page]);
+        if (region->state[page] != PAGE_ENDING) continue;
+        device->ops->chunk_destroy(device, region->chunk[page]);
+        region->chunk[page] = NULL;
+    }
+    (void)behind_put(region, work->page_first, work->page_end, 1);
+}
+
+void pllm_region_unmap_end(pllm_region *region, const pllm_region_work *work)
+{
+    uint32_t ended = 0;
+    for (uint32_t page = work->page_first; page < work->page_end; page++) {
+        if (!is_leaving(region, page)) continue;
+        if (region->state[page] == PAGE_KEEPING) {
+            region->kept[region->kept_count++] = region->chunk[page];
+            region->keeping_count--;
+        } else {
+            ended++;
+        }
+        region->chunk[page] = NULL;
+        region->fence[page] = NULL;
+        region->state[page] = PAGE_EMPTY;
+    }
+    region->moving_count -= work->moving_count;
+    pllm_budget_credit(region->member, ended * region->chunk_bytes);
+    check_if_asked(region);
+}
+
+int pllm_region_unmap(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                      pllm_event *fence)
+{
+    pllm_region_work work = {0};
+    int status = check_pages(region, page_first, page_count);
+    if (status < 0) return status;
+    if (!fence) {
+        (void)pllm_region_unmap_begin(region, page_first, page_count, &work);
+        pllm_region_unmap_run(region, &work);
+        pllm_region_unmap_end(region, &work);
+        return PLLM_OK;
+    }
     for (uint32_t page = page_first; page < page_first + page_count; page++) {
         if (region->state[page] != PAGE_MAPPED) continue;
         region->mapped_count--;
-        if (fence) {
-            region->state[page] = PAGE_FENCED;
-            region->fence[page] = fence;
-            region->fenced[region->fenced_count++] = page;
-        } else {
-            page_unmap(region, page);
-        }
+        region->state[page] = PAGE_FENCED;
+        region->fence[page] = fence;
+        region->fenced[region->fenced_count++] = page;
     }
-    (void)behind_put(region, page_first, page_first + page_count);
     check_if_asked(region);
     return PLLM_OK;
 }
@@ -443,6 +502,7 @@ uint32_t pllm_region_settle(pllm_region *region)
     uint32_t still = 0;
     pllm_event *asked = NULL;
     int answer = 0;
+    pllm_region_work work = {.page_first = UINT32_MAX};
     for (uint32_t i = 0; i < region->fenced_count; i++) {
         uint32_t page = region->fenced[i];
         if (region->fence[page] != asked) { /* runs of pages share a fence: one query */
@@ -453,11 +513,15 @@ uint32_t pllm_region_settle(pllm_region *region)
             region->fenced[still++] = page;
             continue;
         }
-        page_unmap(region, page); /* work that failed is over too */
-        (void)behind_put(region, page, page + 1);
+        page_leaves(region, page); /* work that failed is over too */
+        work.moving_count++;
+        if (page < work.page_first) work.page_first = page;
+        if (page >= work.page_end) work.page_end = page + 1;
     }
     region->fenced_count = still;
-    check_if_asked(region);
+    if (work.moving_count == 0) return still;
+    pllm_region_unmap_run(region, &work);
+    pllm_region_unmap_end(region, &work);
     return still;
 }
 
@@ -478,8 +542,11 @@ void pllm_region_close(pllm_region *region)
     pllm_device *device = region->device;
     for (uint32_t i = 0; i < region->fenced_count; i++)
         (void)device->ops->event_wait(device, region->fence[region->fenced[i]], UINT64_MAX);
-    for (uint32_t page = 0; page < region->page_max; page++)
-        if (region->state[page] != PAGE_EMPTY) chunk_discard(region, page_detach(region, page));
+    for (uint32_t page = 0; page < region->page_max; page++) {
+        if (region->state[page] == PAGE_EMPTY) continue;
+        device->ops->unmap(device, page_va(region, page), region->chunk[page]);
+        chunk_discard(region, region->chunk[page]);
+    }
     while (region->kept_count > 0) chunk_discard(region, region->kept[--region->kept_count]);
     behind_close(region);
     device->ops->release(device, region->base, region->page_max * region->chunk_bytes);
@@ -530,7 +597,7 @@ void pllm_region_stats_get(const pllm_region *region, pllm_region_stats *stats_o
 
 void pllm_region_check(const pllm_region *region)
 {
-    uint32_t mapped = 0, fenced = 0, moving = 0;
+    uint32_t mapped = 0, fenced = 0, moving = 0, keeping = 0;
     for (uint32_t page = 0; page < region->page_max; page++) {
         uint8_t state = region->state[page]; /* of moving pages run may be changing the rest */
         if (state == PAGE_MAPPED || state == PAGE_FENCED)
@@ -539,13 +606,14 @@ void pllm_region_check(const pllm_region *region)
             assert(!region->chunk[page] && !(region->flags[page] & FLAG_EXPORTED));
         mapped += state == PAGE_MAPPED;
         fenced += state == PAGE_FENCED;
-        moving += state == PAGE_MOVING || state == PAGE_CREATING;
+        moving += is_moving(region, page) || is_leaving(region, page);
+        keeping += state == PAGE_KEEPING;
     }
     assert(mapped == region->mapped_count && fenced == region->fenced_count); /* 2 */
-    assert(moving == region->moving_count);
+    assert(moving == region->moving_count && keeping == region->keeping_count);
     for (uint32_t i = 0; i < region->fenced_count; i++)
         assert(region->state[region->fenced[i]] == PAGE_FENCED);
-    assert(region->kept_count <= region->kept_max);
+    assert(region->kept_count + keeping <= region->kept_max);
     for (uint32_t i = 0; i < region->kept_count; i++) assert(region->kept[i]);
     uint64_t chunks = (uint64_t)mapped + moving + fenced + region->kept_count;
     assert(pllm_budget_charged(region->member) ==

@@ -45,6 +45,14 @@ int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t pag
 int pllm_region_map_run(pllm_region *region, const pllm_region_work *work);
 int pllm_region_map_end(pllm_region *region, const pllm_region_work *work, int status);
 
+/* Unmapping so: pages that are mapped go, others are skipped. begin may be called several times for
+ * one work, which is zero at first. One such work at a time; none together with a mapping one whose
+ * range it meets. Errors: EINVAL (outside the region). */
+int pllm_region_unmap_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                            pllm_region_work *work);
+void pllm_region_unmap_run(pllm_region *region, const pllm_region_work *work);
+void pllm_region_unmap_end(pllm_region *region, const pllm_region_work *work);
+
 /* Takes the backing away, now (fence NULL) or once the fence is done. The event is borrowed until
  * a settle, map or close has seen it done: until then it may neither be closed nor recorded anew.
  * Pages without backing are skipped. */
