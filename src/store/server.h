@@ -124,5 +124,6 @@ void pllm_store_server_each(pllm_store_server *server,
 int pllm_store_server_device(const pllm_store_server *server, const char *text, size_t bytes,
                              uint32_t *index_out);
 uint64_t pllm_store_server_epoch(const pllm_store_server *server);
+uint32_t pllm_store_server_slot_max(const pllm_store_server *server); /* slots are below it */
 
 #endif

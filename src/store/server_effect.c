@@ -333,3 +333,8 @@ uint64_t pllm_store_server_epoch(const pllm_store_server *server)
 {
     return server->epoch;
 }
+
+uint32_t pllm_store_server_slot_max(const pllm_store_server *server)
+{
+    return pllm_registry_slot_max(server->registry);
+}

@@ -58,7 +58,8 @@ static void words_are_seen(void **state)
     assert_int_equal(seen.fence_value, 3); /* kept under the poison */
     assert_int_equal(seen.poisoned, 1);
     assert_int_equal(seen.fence_epoch, 1);
-    pllm_board_end(b.daemon);
+    const pllm_board_words ended = {0};
+    pllm_board_set(b.daemon, 2, &ended);
     assert_int_equal(pllm_board_read(b.client, 2, 5, &seen), PLLM_ESTALE);
     close_both(&b);
 }

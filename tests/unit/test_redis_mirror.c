@@ -1,0 +1,408 @@
+/* The mirror, with a real redis-server: what stands in Redis is what the daemon holds, whatever
+ * happens to Redis; and commands of tensor:cmd are carried out. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include <hiredis/hiredis.h>
+#include <jansson.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <pagedllm/tensor_store.h>
+#include "base/clock.h"
+#include "redis/mirror.h"
+#include "redis/private.h"
+
+typedef struct rig {
+    char folder[64], path[96];
+    pllm_redis_private *redis;
+    pllm_device *device;
+    pllm_store_server *server;
+    pllm_mirror *mirror;
+    pthread_t thread;
+    pllm_store *store;
+    redisContext *cli;
+} rig;
+static rig r;
+
+static void *serve(void *argument)
+{
+    return pllm_store_server_run(argument, -1) == PLLM_OK ? NULL : argument;
+}
+
+static void daemon_start(void)
+{
+    pllm_host_device_options host = {.struct_bytes = sizeof host, .capacity_bytes = 256 << 20};
+    assert_int_equal(pllm_device_open_host(NULL, &host, &r.device), PLLM_OK);
+    const pllm_store_served device = {.device = r.device};
+    const pllm_store_server_options options = {.struct_bytes = sizeof options,
+                                               .device_count = 1,
+                                               .devices = &device,
+                                               .socket = r.path,
+                                               .adopt_ms = 60000,
+                                               .sweep_ms = 50};
+    assert_int_equal(pllm_store_server_open(NULL, &options, &r.server), PLLM_OK);
+    const pllm_mirror_options mirror = {.struct_bytes = sizeof mirror,
+                                        .address = pllm_redis_private_address(r.redis)};
+    assert_int_equal(pllm_mirror_open(NULL, r.server, &mirror, &r.mirror), PLLM_OK);
+    assert_int_equal(pthread_create(&r.thread, NULL, serve, r.server), 0);
+}
+
+static void daemon_stop(void)
+{
+    void *failed;
+    pllm_store_server_stop(r.server);
+    pthread_join(r.thread, &failed);
+    assert_null(failed);
+    pllm_store_server_close(r.server); /* the mirror with it */
+    pllm_device_close(r.device);
+}
+
+static void cli_open(void)
+{
+    for (uint32_t i = 0; i < 500; i++) {
+        r.cli = redisConnectUnix(pllm_redis_private_address(r.redis) + 7);
+        if (r.cli && !r.cli->err) return;
+        redisFree(r.cli);
+        poll(NULL, 0, 10);
+    }
+    fail_msg("no Redis");
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    memset(&r, 0, sizeof r);
+    snprintf(r.folder, sizeof r.folder, "/tmp/pllm-mirror-XXXXXX");
+    assert_non_null(mkdtemp(r.folder));
+    snprintf(r.path, sizeof r.path, "%s/store.sock", r.folder);
+    assert_int_equal(pllm_redis_private_open(NULL, r.folder, NULL, 10000, &r.redis), PLLM_OK);
+    daemon_start();
+    const pllm_store_options options = {
+        .struct_bytes = sizeof options, .socket = r.path, .timeout_ms = 10000};
+    assert_int_equal(pllm_store_open(NULL, &options, &r.store), PLLM_OK);
+    cli_open();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    pllm_store_close(r.store);
+    daemon_stop();
+    redisFree(r.cli);
+    pllm_redis_private_close(r.redis);
+    char path[160];
+    snprintf(path, sizeof path, "rm -rf '%s'", r.folder);
+    return system(path);
+}
+
+/* The text of a command's reply, or "(nil)", or "<error>". */
+static const char *ask(const char *format, ...)
+{
+    static char text[4096];
+    va_list arguments;
+    va_start(arguments, format);
+    redisReply *reply = redisvCommand(r.cli, format, arguments);
+    va_end(arguments);
+    if (!reply) return "<error>";
+    if (reply->type == REDIS_REPLY_INTEGER)
+        snprintf(text, sizeof text, "%lld", reply->integer);
+    else if (reply->type == REDIS_REPLY_ARRAY)
+        snprintf(text, sizeof text, "%s", reply->elements > 1 ? reply->element[1]->str : "");
+    else
+        snprintf(text, sizeof text, "%s", reply->type == REDIS_REPLY_NIL ? "(nil)" : reply->str);
+    freeReplyObject(reply);
+    return text;
+}
+
+/* What is written behind comes: waits for it, at most 20 s. */
+static void until(const char *wanted, const char *key, const char *field)
+{
+    const char *got = "";
+    for (uint64_t end = pllm_clock_ns() + UINT64_C(20000000000); pllm_clock_ns() < end;) {
+        got = ask("HGET %s %s", key, field);
+        if (!strcmp(got, wanted)) return;
+        poll(NULL, 0, 2);
+    }
+    fail_msg("%s %s is %s, not %s", key, field, got, wanted);
+}
+
+static pllm_store_tensor *make(const char *name, uint32_t flags)
+{
+    pllm_store_spec spec = {.struct_bytes = sizeof spec,
+                            .dtype = PLLM_STORE_F16,
+                            .rank = 2,
+                            .mode = 0640,
+                            .shape = {2, 3},
+                            .flags = flags};
+    pllm_store_tensor *tensor;
+    if (pllm_store_create(r.store, name, &spec, &tensor) != PLLM_OK)
+        fail_msg("%s", pllm_last_error()->text);
+    return tensor;
+}
+
+static void test_hashes(void **state)
+{
+    (void)state;
+    char text[64];
+    pllm_store_tensor *tensor = make("a/b", 0), *again;
+    until("a/b", "tensor:a/b", "name");
+    assert_string_equal(ask("HGET tensor:a/b dtype"), "f16");
+    assert_string_equal(ask("HGET tensor:a/b shape"), "[2,3]");
+    assert_string_equal(ask("HGET tensor:a/b device"), "0");
+    assert_string_equal(ask("HGET tensor:a/b bytes"), "12");
+    assert_string_equal(ask("HGET tensor:a/b refcount"), "1");
+    assert_string_equal(ask("HGET tensor:a/b state"), "ready");
+    assert_string_equal(ask("HGET tensor:a/b mode"), "0640");
+    assert_string_equal(ask("HGET tensor:a/b version"), "1");
+    snprintf(text, sizeof text, "%d", getpid());
+    assert_string_equal(ask("HGET tensor:a/b owner_pid"), text);
+    assert_true(strlen(ask("HGET tensor:a/b ctime")) == 10);
+    /* The handle in Redis is redeemed over the socket. */
+    snprintf(text, sizeof text, "%s", ask("HGET tensor:a/b ipc_handle"));
+    assert_int_equal(pllm_store_redeem(r.store, text, 0, &again), PLLM_OK);
+    ((uint16_t *)pllm_store_tensor_data(tensor))[5] = 77;
+    assert_int_equal(((uint16_t *)pllm_store_tensor_data(again))[5], 77);
+    until("2", "tensor:a/b", "refcount");
+    assert_int_equal(pllm_store_rename(r.store, "a/b", "c"), PLLM_OK);
+    until("c", "tensor:c", "name");
+    assert_string_equal(ask("EXISTS tensor:a/b"), "0");
+    assert_int_equal(pllm_store_close_tensor(again), PLLM_OK);
+    until("1", "tensor:c", "refcount");
+    assert_int_equal(pllm_store_close_tensor(tensor), PLLM_OK);
+    until("(nil)", "tensor:c", "name");
+    /* A name's next life: a greater generation stands there. */
+    make("c", 0);
+    until("c", "tensor:c", "name");
+}
+
+static json_t *command(const char *text)
+{
+    (void)ask("DEL answers");
+    (void)ask("RPUSH tensor:cmd %s", text);
+    const char *line = ask("BLPOP answers 20");
+    json_t *answer = json_loads(line, 0, NULL);
+    if (!answer) fail_msg("%s was answered %s", text, line);
+    return answer;
+}
+
+static const char *error_of(const char *text)
+{
+    static char error[64];
+    json_t *answer = command(text);
+    const char *name = json_string_value(json_object_get(answer, "error"));
+    snprintf(error, sizeof error, "%s", name ? name : "ok");
+    json_decref(answer);
+    return error;
+}
+
+static void test_commands(void **state)
+{
+    (void)state;
+    json_t *made = command("{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[2,3],"
+                           "\"device\":0,\"reply\":\"answers\"}");
+    assert_true(json_is_true(json_object_get(made, "ok")));
+    assert_int_equal(json_integer_value(json_object_get(made, "bytes")), 24);
+    /* Its hash is there before its answer. */
+    assert_string_equal(ask("HGET tensor:X bytes"), "24");
+    assert_string_equal(ask("HGET tensor:X refcount"), "0"); /* and it is kept */
+    pllm_store_tensor *tensor;
+    assert_int_equal(pllm_store_redeem(r.store,
+                                       json_string_value(json_object_get(made, "ipc_handle")), 1,
+                                       &tensor),
+                     PLLM_OK);
+    ((float *)pllm_store_tensor_data(tensor))[0] = 1;
+    json_decref(made);
+    assert_string_equal(
+        error_of("{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[1],\"reply\":"
+                 "\"answers\"}"),
+        "EEXIST");
+    assert_string_equal(error_of("{\"op\":\"get\",\"name\":\"Y\",\"reply\":\"answers\"}"),
+                        "ENOTFOUND");
+    assert_string_equal(error_of("{\"op\":\"nonsense\",\"reply\":\"answers\"}"), "EINVAL");
+
+    /* Without pid and lease: the metadata alone. */
+    assert_string_equal(error_of("{\"op\":\"get\",\"name\":\"X\",\"reply\":\"answers\"}"), "ok");
+    until("1", "tensor:X", "refcount");
+    /* A lease: it holds, and is over by itself. */
+    assert_string_equal(
+        error_of("{\"op\":\"get\",\"name\":\"X\",\"lease_s\":0.3,\"reply\":\"answers\"}"), "ok");
+    until("2", "tensor:X", "refcount");
+    until("1", "tensor:X", "refcount");
+    /* A process: until it has gone. */
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (;;) pause();
+    }
+    char text[160];
+    snprintf(text, sizeof text, "{\"op\":\"get\",\"name\":\"X\",\"pid\":%d,\"reply\":\"answers\"}",
+             pid);
+    assert_string_equal(error_of(text), "ok");
+    until("2", "tensor:X", "refcount");
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    until("1", "tensor:X", "refcount");
+    assert_string_equal(error_of(text), "ENOTFOUND"); /* no such process now */
+    /* A lease given back before its time. */
+    json_t *answer =
+        command("{\"op\":\"get\",\"name\":\"X\",\"lease_s\":600,\"reply\":\"answers\"}");
+    snprintf(text, sizeof text,
+             "{\"op\":\"delete\",\"name\":\"X\",\"lease\":\"%s\",\"reply\":\"answers\"}",
+             json_string_value(json_object_get(answer, "lease")));
+    json_decref(answer);
+    until("2", "tensor:X", "refcount");
+    assert_string_equal(error_of(text), "ok");
+    until("1", "tensor:X", "refcount");
+    assert_string_equal(error_of("{\"op\":\"delete\",\"name\":\"X\",\"reply\":\"answers\"}"), "ok");
+    assert_string_equal(ask("EXISTS tensor:X"), "0");
+    assert_int_equal(pllm_store_tensor_valid(tensor), PLLM_ESTALE);
+    assert_true(((float *)pllm_store_tensor_data(tensor))[0] == 1); /* who holds it keeps it */
+    pllm_mirror_stats stats;
+    pllm_mirror_stats_get(r.mirror, &stats);
+    assert_int_equal(stats.bad_commands, 1);
+}
+
+/* Garbage on the list, without a place for an answer: what follows is served. */
+static void test_garbage(void **state)
+{
+    (void)state;
+    (void)ask("RPUSH tensor:cmd %b", "\0\xff{", (size_t)3);
+    (void)ask("RPUSH tensor:cmd %s", "[]");
+    (void)ask("RPUSH tensor:cmd %s", "{\"op\":\"get\",\"name\":\"q\"}");
+    assert_string_equal(error_of("{\"op\":\"get\",\"name\":\"Y\",\"reply\":\"answers\"}"),
+                        "ENOTFOUND");
+    /* tensor:cmd and a tensor's key of another type. */
+    (void)ask("SET tensor:taken %s", "a text");
+    make("taken", 0);
+    make("free", 0);
+    until("free", "tensor:free", "name");
+    assert_string_equal(ask("GET tensor:taken"), "a text");
+    pllm_mirror_stats stats;
+    pllm_mirror_stats_get(r.mirror, &stats);
+    assert_true(stats.refused >= 1);
+}
+
+/* All that Redis had is gone while it runs. */
+static void test_flushed(void **state)
+{
+    (void)state;
+    make("one", 0);
+    make("two", 0);
+    until("two", "tensor:two", "name");
+    assert_string_equal(ask("FLUSHALL"), "OK");
+    until("one", "tensor:one", "name");
+    until("two", "tensor:two", "name");
+    make("three", 0); /* and goes on: scripts that were flushed too are there again */
+    until("three", "tensor:three", "name");
+    assert_string_equal(ask("SCRIPT FLUSH"), "OK");
+    make("four", 0);
+    until("four", "tensor:four", "name");
+}
+
+/* Redis is killed and started again, empty; meanwhile the daemon serves. */
+static void test_redis_dies(void **state)
+{
+    (void)state;
+    pllm_store_tensor *gone = make("gone", 0);
+    make("stays", 0);
+    until("stays", "tensor:stays", "name");
+    redisFree(r.cli);
+    kill(pllm_redis_private_pid(r.redis), SIGKILL);
+    siginfo_t info;
+    waitid(P_PID, (id_t)pllm_redis_private_pid(r.redis), &info, WEXITED | WNOWAIT);
+    assert_int_equal(pllm_store_close_tensor(gone), PLLM_OK);
+    make("born", 0); /* nobody waits for Redis */
+    assert_int_equal(pllm_redis_private_tend(r.redis), PLLM_OK);
+    cli_open();
+    until("born", "tensor:born", "name");
+    until("stays", "tensor:stays", "name");
+    assert_string_equal(ask("EXISTS tensor:gone"), "0");
+    assert_string_equal(error_of("{\"op\":\"get\",\"name\":\"born\",\"reply\":\"answers\"}"), "ok");
+}
+
+/* The daemon ends: its hashes go with it. It is back: those of its clients' tensors too. And hashes
+ * that a killed one left behind are cleared away, but not another daemon's. */
+static void test_daemon_returns(void **state)
+{
+    (void)state;
+    make("held", 0);
+    until("held", "tensor:held", "name");
+    char node[256];
+    snprintf(node, sizeof node, "%s", ask("HGET tensor:held node"));
+    daemon_stop();
+    assert_string_equal(ask("EXISTS tensor:held"), "0");
+    (void)ask("HSET tensor:left node %s generation 5 sync 5", node);
+    (void)ask("HSET tensor:others node elsewhere:/x generation 5 sync 5");
+    daemon_start();
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_stat(r.store, "held", &info), PLLM_OK);
+    until("held", "tensor:held", "name");
+    until("(nil)", "tensor:left", "node");
+    assert_string_equal(ask("HGET tensor:others node"), "elsewhere:/x");
+    make("others", 0); /* the name is another daemon's there: ours is served, and not written */
+    make("mine", 0);
+    until("mine", "tensor:mine", "name");
+    assert_string_equal(ask("HGET tensor:others node"), "elsewhere:/x");
+}
+
+static void test_addresses(void **state)
+{
+    (void)state;
+    pllm_mirror_address a;
+    assert_int_equal(pllm_mirror_address_parse("unix:///run/redis.sock", &a), PLLM_OK);
+    assert_string_equal(a.path, "/run/redis.sock");
+    assert_int_equal(pllm_mirror_address_parse("unix:///run/redis.sock?db=3", &a), PLLM_OK);
+    assert_int_equal(a.database, 3);
+    assert_int_equal(pllm_mirror_address_parse("redis://localhost", &a), PLLM_OK);
+    assert_string_equal(a.host, "localhost");
+    assert_int_equal(a.port, 6379);
+    assert_int_equal(pllm_mirror_address_parse("redis://me:p@ss@h:7000/2", &a), PLLM_OK);
+    assert_string_equal(a.user, "me");
+    assert_string_equal(a.password, "p@ss");
+    assert_string_equal(a.host, "h");
+    assert_int_equal(a.port, 7000);
+    assert_int_equal(a.database, 2);
+    assert_int_equal(pllm_mirror_address_parse("redis://:x@[::1]:1", &a), PLLM_OK);
+    assert_string_equal(a.host, "::1");
+    assert_string_equal(a.password, "x");
+    static const char *const bad[] = {"",
+                                      "localhost",
+                                      "unix://",
+                                      "unix:///x?y",
+                                      "redis://",
+                                      "redis://:7",
+                                      "redis://h:0",
+                                      "redis://h:65536",
+                                      "redis://h:7x",
+                                      "redis://h/x",
+                                      "redis://x@h",
+                                      "redis://[::1",
+                                      "redis://[::1]7",
+                                      "http://h"};
+    for (uint32_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        if (pllm_mirror_address_parse(bad[i], &a) != PLLM_EINVAL) fail_msg("%s was taken", bad[i]);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_addresses),
+        TEST(test_hashes),
+        TEST(test_commands),
+        TEST(test_garbage),
+        TEST(test_flushed),
+        TEST(test_redis_dies),
+        TEST(test_daemon_returns),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
