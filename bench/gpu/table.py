@@ -65,8 +65,9 @@ RUNS = {
                         "--vram-limit", "50MB"]),
     "tensor_fits": (60, ["bench", "tensor", "--device", "cuda", "--json"]),
     "tensor_half": (60, ["bench", "tensor", "--device", "cuda", "--json", "--vram-limit", "500MB"]),
-    "suite": (400, ["bench", "--suite", "--device", "cuda", "--kv-format", "f16", "--json", "--output",
-                    "bench/results/suite", "--models", "llama-2-7b,llama-3.1-8b,llama-2-70b,mixtral-8x7b"]),
+    "suite": (300, ["bench", "--suite", "--device", "cuda", "--kv-format", "f16", "--json", "--output",
+                    "bench/results/suite", "--models", "llama-2-7b,llama-3.1-8b,llama-2-70b:q4_0", "--decode", "16",
+                    "--seconds", "240", "--point-seconds", "60"]),
     "transformers": (120, [PYTHON, os.path.join(ROOT, "bench", "model", "huggingface.py")]),
 }
 

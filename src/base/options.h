@@ -79,6 +79,7 @@ typedef struct pllm_settings {
     const char *prompt, *prompt_file, *system, *text, *ids, *output;
     uint64_t max_tokens;
     double temperature, top_p;
+    double seconds, point_seconds; /* of a suite; 0: no bound */
     uint64_t top_k;
     pllm_string_list stop;
     uint64_t seed;
@@ -87,7 +88,7 @@ typedef struct pllm_settings {
     const char *record, *log;
     const char *shape, *models;
     uint32_t weights;
-    bool random_weights, resume, suite;
+    bool random_weights, resume, suite, keep;
     bool json, special;
 
     /* from the command line */

@@ -28,6 +28,9 @@ typedef struct bench_plan {
     uint64_t prefill, decode, seed; /* tokens timed */
     uint64_t depth_max;
     int resume; /* time a step after every block was evicted */
+    /* Of the monotonic clock: measuring stops there, but for a step that is under way; prompts go
+     * in pieces, for that. 0: none. */
+    uint64_t deadline_ns;
 } bench_plan;
 
 /* Tokens a context must hold beside depth. */
@@ -45,7 +48,7 @@ int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memo
 int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_bandwidth *machine,
                int below_device);
 
-/* Opens nothing but sequences. result: depth and batch are set. */
+/* Opens nothing but sequences. result: depth and batch are set. ETIMEDOUT: the plan's deadline. */
 int bench_measure(pllm_engine *engine, const bench_plan *plan, const cli_bandwidth *machine,
                   bench_result *result);
 json_t *bench_result_json(const bench_result *result);

@@ -28,6 +28,7 @@ typedef struct cli_program {
     const pllm_context *context; /* logs as --log-level and --log-format say */
     cli_output stats;            /* --stats-json, from when the engine opens; main discards it */
     uint64_t percent_shown;      /* by the progress bar */
+    uint64_t open_deadline_ns;   /* an engine that is not open by then is given up; 0: none */
 } cli_program;
 
 /* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */

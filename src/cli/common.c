@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#include "base/clock.h"
 #include "base/context.h"
 #include "cli/cli.h"
 #include "engine/parts.h"
@@ -13,6 +14,7 @@ static int show_progress(void *user, const char *what, uint64_t done, uint64_t t
 {
     cli_program *cli = user;
     if (cli_interrupted()) return 1;
+    if (cli->open_deadline_ns && pllm_clock_ns() > cli->open_deadline_ns) return 1;
     if (!isatty(STDERR_FILENO) || total == 0) return 0;
     uint64_t percent = done * 100 / total;
     if (percent == cli->percent_shown && done < total) return 0;

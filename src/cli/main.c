@@ -121,11 +121,15 @@ static int check_bench(const pllm_settings *settings)
             settings->random_weights ? "random-weights" : "weights", settings->positionals[0]);
     if (settings->suite && !settings->output)
         return pllm_fail(PLLM_EINVAL, 0, "--suite needs --output, the folder for what it writes");
-    static const char *const suites[] = {"output", "models"};
-    for (int i = 0; !settings->suite && i < 2; i++)
-        if (pllm_settings_source(settings, suites[i]) == PLLM_FROM_FLAG &&
+    static const char *const suites[][2] = {{"output", "output"},
+                                            {"models", "models"},
+                                            {"seconds", "seconds"},
+                                            {"point_seconds", "point-seconds"},
+                                            {"keep", "keep"}};
+    for (size_t i = 0; !settings->suite && i < sizeof suites / sizeof suites[0]; i++)
+        if (pllm_settings_source(settings, suites[i][0]) == PLLM_FROM_FLAG &&
             (i > 0 || !cli_is_pool(settings)))
-            return pllm_fail(PLLM_EINVAL, 0, "--%s is for bench --suite", suites[i]);
+            return pllm_fail(PLLM_EINVAL, 0, "--%s is for bench --suite", suites[i][1]);
     return PLLM_OK;
 }
 

@@ -2,8 +2,10 @@
 """bench of shapes with random weights, and its suite, on the host device."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import unittest
 import xml.etree.ElementTree
 
@@ -166,6 +168,62 @@ class Bench(ProgramTest):
         self.assertEqual(len(plot.findall(f".//{name}circle")), 2)
         self.assertEqual(sorted(os.listdir(folder)), ["decode-smollm2-135m-q4_0.svg", "prefill.svg", "suite.json",
                                                       "suite.md"])
+
+    def points_of(self, folder):
+        with open(os.path.join(folder, "suite.json"), encoding="utf-8") as file:
+            return {(p["batch"], p["depth"]): p for p in json.load(file)["points"]}
+
+    def test_suite_in_bounded_time(self):
+        suite = ("bench", "--suite", "--output", self.scratch, "--models", "smollm2-135m:q4_0", "--decode", 2)
+        # The first point shows that the second would take minutes.
+        self.succeed(*suite, "--contexts", "200000,64", "--batches", 1, "--point-seconds", 20)
+        points = self.points_of(self.scratch)
+        self.assertEqual(points[1, 64]["state"], "measured")
+        self.assertRegex(points[1, 200000]["reason"], "would take about .* --point-seconds is 20")
+        # Nothing is known of the first one: it is begun, and stopped; larger ones are not tried.
+        result = self.run_program(*suite, "--contexts", "4096,8192", "--batches", "1,2", "--point-seconds", 0.02)
+        self.assertEqual(result.returncode, 1)
+        points = self.points_of(self.scratch)
+        self.assertEqual({p["state"] for p in points.values()}, {"skipped"})
+        self.assertIn("was not done after", points[1, 4096]["reason"])
+        for batch, depth in ((1, 8192), (2, 4096), (2, 8192)):
+            self.assertIn("batch 1 at context 4096 took too long", points[batch, depth]["reason"])
+        result = self.run_program(*suite, "--contexts", "32,64", "--seconds", 0.001)
+        self.assertEqual(result.returncode, 1)
+        for point in self.points_of(self.scratch).values():
+            self.assertIn("no time is left of --seconds 0.001", point["reason"])
+
+    def test_suite_goes_on(self):
+        folder = os.path.join(self.scratch, "suite")
+        suite = ("bench", "--suite", "--output", folder, "--models", "smollm2-135m:q4_0", "--decode", 2)
+        process = self.start(*suite, "--contexts", "32,1000000", "--batches", 1, "--kv-format", "int4")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if os.path.exists(os.path.join(folder, "suite.json")) and self.points_of(folder):
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+        self.assertEqual(process.returncode, 130, errors)
+        before = self.points_of(folder)
+        self.assertEqual([p["state"] for p in before.values()], ["measured"], output)
+        text = self.succeed(*suite, "--contexts", "32,64", "--batches", 1, "--kv-format", "int4", "--keep").decode()
+        self.assertIn("(kept)", text)
+        self.assertIn("2 of 2 points measured", text)
+        after = self.points_of(folder)
+        self.assertEqual(after[1, 32], before[1, 32]) # to the digit
+        self.assertEqual(after[1, 64]["state"], "measured")
+        with open(os.path.join(folder, "suite.md"), encoding="utf-8") as file:
+            self.assertIn(f"| 1 | 32 | {before[1, 32]['decode_tokens_per_second']:.1f} | ", file.read())
+        # Of other options: not the same figures.
+        self.refuse(*suite, "--contexts", "32", "--keep", words=["suite.json", "--keep"])
+        self.assertEqual(self.points_of(folder), after)
+        self.write("suite/suite.json", "{}")
+        self.refuse(*suite, "--contexts", "32", "--keep", words=["suite.json", "--keep"])
+        for option in (("--keep",), ("--seconds", 1), ("--point-seconds", 1)):
+            result = self.run_program(*SHAPE, *option)
+            self.assertEqual(result.returncode, 2)
+            self.assertIn(f"{option[0]} is for bench --suite".encode(), result.stderr)
 
     def test_suite_that_measured_nothing(self):
         result = self.run_program("bench", "--suite", "--output", self.scratch, "--models", "smollm2-135m:q4_0",
