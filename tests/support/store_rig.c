@@ -75,7 +75,7 @@ void store_rig_inside(store_rig *rig, void (*work)(store_rig *rig, void *user), 
 
 /* ---- life ---- */
 
-void store_rig_start(store_rig *rig)
+static int try_start(store_rig *rig)
 {
     pllm_store_part part = {.user = rig,
                             .changed = heard_changed,
@@ -83,11 +83,18 @@ void store_rig_start(store_rig *rig)
                             .prepare = part_prepare,
                             .run = part_run};
     int status = pllm_store_server_open(&rig->memory.context, &rig->options, &rig->server);
-    if (status < 0) print_message("%s\n", pllm_last_error()->text);
-    assert_int_equal(status, PLLM_OK);
+    if (status < 0) return status;
     assert_int_equal(pllm_store_server_add(rig->server, &part), PLLM_OK);
     assert_int_equal(pthread_create(&rig->thread, NULL, serve, rig), 0);
     rig->running = 1;
+    return PLLM_OK;
+}
+
+void store_rig_start(store_rig *rig)
+{
+    int status = try_start(rig);
+    if (status < 0) print_message("%s\n", pllm_last_error()->text);
+    assert_int_equal(status, PLLM_OK);
 }
 
 void store_rig_stop(store_rig *rig)
@@ -108,15 +115,9 @@ void store_rig_restart(store_rig *rig)
     store_rig_start(rig);
 }
 
-void store_rig_open(store_rig *rig, const pllm_store_server_options *options,
-                    uint64_t capacity_bytes)
+static void prepare(store_rig *rig, pllm_device *device)
 {
-    memset(rig, 0, sizeof *rig);
-    failing_context_init(&rig->memory, FAILING_NEVER);
-    pllm_host_device_options host = {.struct_bytes = sizeof host,
-                                     .capacity_bytes =
-                                         capacity_bytes ? capacity_bytes : (uint64_t)256 << 20};
-    assert_int_equal(pllm_device_open_host(&rig->memory.context, &host, &rig->device), PLLM_OK);
+    rig->device = device;
     strcpy(rig->folder, "/tmp/store-test-XXXXXX");
     assert_non_null(mkdtemp(rig->folder));
     snprintf(rig->path, sizeof rig->path, "%s/s.sock", rig->folder);
@@ -124,20 +125,42 @@ void store_rig_open(store_rig *rig, const pllm_store_server_options *options,
     assert_true(rig->ask_fd >= 0);
     pthread_mutex_init(&rig->lock, NULL);
     pthread_cond_init(&rig->done, NULL);
-    if (options) rig->options = *options;
-    rig->served.device = rig->device;
+    rig->served.device = device;
     rig->options.struct_bytes = sizeof rig->options;
     rig->options.socket = rig->path;
     rig->options.devices = &rig->served;
     rig->options.device_count = 1;
+}
+
+void store_rig_open(store_rig *rig, const pllm_store_server_options *options,
+                    uint64_t capacity_bytes)
+{
+    pllm_device *device;
+    memset(rig, 0, sizeof *rig);
+    failing_context_init(&rig->memory, FAILING_NEVER);
+    pllm_host_device_options host = {.struct_bytes = sizeof host,
+                                     .capacity_bytes =
+                                         capacity_bytes ? capacity_bytes : (uint64_t)256 << 20};
+    assert_int_equal(pllm_device_open_host(&rig->memory.context, &host, &device), PLLM_OK);
+    if (options) rig->options = *options;
+    prepare(rig, device);
     store_rig_start(rig);
 }
 
-void store_rig_close(store_rig *rig)
+int store_rig_try(store_rig *rig, pllm_device *device)
+{
+    prepare(rig, device);
+    int status = try_start(rig);
+    if (status == PLLM_OK) return 1;
+    assert_true(status == PLLM_ENOMEM || status == PLLM_ENODEVMEM || status == PLLM_EDEVICE);
+    store_rig_end(rig);
+    return 0;
+}
+
+void store_rig_end(store_rig *rig)
 {
     char path[96];
     store_rig_stop(rig);
-    pllm_device_close(rig->device);
     close(rig->ask_fd);
     pthread_mutex_destroy(&rig->lock);
     pthread_cond_destroy(&rig->done);
@@ -145,6 +168,12 @@ void store_rig_close(store_rig *rig)
     snprintf(path, sizeof path, "%s.lock", rig->path);
     unlink(path);
     assert_int_equal(rmdir(rig->folder), 0); /* nothing else was left in it */
+}
+
+void store_rig_close(store_rig *rig)
+{
+    store_rig_end(rig);
+    pllm_device_close(rig->device);
     failing_context_check(&rig->memory);
 }
 

@@ -49,6 +49,11 @@ void store_rig_restart(store_rig *rig);
 void store_rig_stop(store_rig *rig);
 void store_rig_start(store_rig *rig);
 void store_rig_close(store_rig *rig);
+/* With memory and options of the rig as they are, on that device: 1 if the daemon runs, 0 if it
+ * could not be opened (the status is one of failed memory or device). end is close without the
+ * device. */
+int store_rig_try(store_rig *rig, pllm_device *device);
+void store_rig_end(store_rig *rig);
 /* Has work called in the daemon's thread, and waits for it. */
 void store_rig_inside(store_rig *rig, void (*work)(store_rig *rig, void *user), void *user);
 /* The daemon's own figures. */
