@@ -1,6 +1,7 @@
 /* weights.c - sizes and places of a model's weights, and their packing at load. See weights.h. */
 #include <string.h>
 #include "engine/weights.h"
+#include "engine/spread.h"
 
 enum { PART_ALIGN = 64, PANELS_A_TASK = 8 };
 
@@ -152,19 +153,13 @@ static void cut_output(pllm_weights *weights, uint32_t tile_rows)
     weights->part_count = weights->layer_count + weights->tile_count;
 }
 
-/* Parts that stay, of at most room bytes together, evenly over the pass: each when what is due so
- * far holds it. */
+/* Parts that stay, of at most room bytes together, spread over the pass. */
 static uint64_t choose_residents(pllm_weights *weights, uint64_t room)
 {
-    double share = (double)room / (double)(weights->total_bytes - fixed_bytes(weights));
-    uint64_t resident = 0, passed = 0;
-    for (uint32_t i = 0; i < weights->part_count; i++) {
-        pllm_weight_part *part = &weights->parts[i];
-        passed += part->bytes;
-        part->streamed = (double)(resident + part->bytes) > share * (double)passed ||
-                         resident + part->bytes > room;
-        if (!part->streamed) resident += part->bytes;
-    }
+    pllm_spread spread = {.total = weights->total_bytes - fixed_bytes(weights), .room = room};
+    for (uint32_t i = 0; i < weights->part_count; i++)
+        weights->parts[i].streamed = !pllm_spread_next(&spread, weights->parts[i].bytes);
+    uint64_t resident = spread.stays;
     /* What rounding has left over. */
     for (uint32_t i = weights->part_count; i-- > 0;) {
         pllm_weight_part *part = &weights->parts[i];

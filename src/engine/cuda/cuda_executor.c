@@ -244,8 +244,7 @@ static int upload_frequencies(pllm_engine *engine)
         return pllm_fail(PLLM_ELIMIT, 0, "%u rotary dimensions are too many",
                          engine->shape.rope.dims);
     memcpy(state->args, engine->inverse_frequency, bytes);
-    pllm_copy copy = {.to = state->frequency, .from = (uintptr_t)state->args, .bytes = bytes};
-    int status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
+    int status = pllm_cuda_upload(engine, state->frequency, state->args, bytes);
     return status < 0 ? status : ops->stream_sync(engine->device, state->compute);
 }
 

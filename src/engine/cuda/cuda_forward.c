@@ -143,13 +143,6 @@ static int copy_within(pllm_engine *engine, pllm_va to, pllm_va from, uint64_t b
                                      &copy);
 }
 
-static int upload(pllm_engine *engine, pllm_va to, const void *from, uint64_t bytes)
-{
-    pllm_copy copy = {.to = to, .from = (uintptr_t)from, .bytes = bytes};
-    if (bytes == 0) return PLLM_OK;
-    return engine->device->ops->copy(engine->device, engine->cuda->compute, PLLM_COPY_IN, &copy);
-}
-
 static uint64_t table_bytes(const pllm_engine *engine) /* of one layer */
 {
     return (uint64_t)engine->cache.sequence_max * engine->cache.block_max * sizeof(uint32_t);
@@ -159,8 +152,9 @@ static int upload_tables(pllm_engine *engine, uint32_t layer_first, uint32_t lay
 {
     pllm_cuda_state *state = engine->cuda;
     uint64_t bytes = table_bytes(engine);
-    return upload(engine, state->tables + layer_first * bytes,
-                  (const char *)state->blocks.tables + layer_first * bytes, layer_count * bytes);
+    return pllm_cuda_upload(engine, state->tables + layer_first * bytes,
+                            (const char *)state->blocks.tables + layer_first * bytes,
+                            layer_count * bytes);
 }
 
 /* --- matrix products --- */
@@ -375,7 +369,8 @@ static int seal_listed(pllm_engine *engine, const seal_list *list, pllm_va block
 {
     pllm_cuda_state *state = engine->cuda;
     uint64_t bytes = 2ull * list->room * sizeof *list->pairs;
-    int status = upload(engine, list->va, list->pairs, state->summary ? 2 * bytes : bytes);
+    int status =
+        pllm_cuda_upload(engine, list->va, list->pairs, state->summary ? 2 * bytes : bytes);
     if (status == PLLM_OK)
         status = pllm_cuda_seal(state->attention, state->compute, &state->kv, blocks,
                                 state->kv.open_bytes, list->va, list->count);
@@ -778,7 +773,7 @@ static int choose_next(pllm_engine *engine, uint32_t first, uint32_t count)
     if (!args) return pllm_fail(PLLM_ELIMIT, 0, "there is no room to say how tokens are drawn");
     state->args_used = used;
     memcpy(args, samplings, count * sizeof *samplings);
-    int status = upload(engine, va, args, count * sizeof *samplings);
+    int status = pllm_cuda_upload(engine, va, args, count * sizeof *samplings);
     if (status < 0) return status;
     return pllm_cuda_sample(state->rows, state->compute, state->logits, vocab, count, vocab, va,
                             state->y, 0);
@@ -856,8 +851,8 @@ static int submit(pllm_engine *engine)
     status = write_args(engine, &a);
     if (status == PLLM_OK) status = pllm_cuda_blocks_balance(engine);
     if (status == PLLM_OK)
-        status = upload(engine, state->args_va, state->args,
-                        (uint64_t)state->args_used * sizeof *state->args);
+        status = pllm_cuda_upload(engine, state->args_va, state->args,
+                                  (uint64_t)state->args_used * sizeof *state->args);
     if (status < 0) return status;
     status = engine->pass.prompt_items ? run_prompts(engine, &a) : run_decode(engine, &a);
     return status < 0 ? status : logits_out(engine, &a);

@@ -34,12 +34,6 @@ static void announce(pllm_engine *engine, const pass_item *item, uint32_t layer,
     pllm_pager_hint(engine->pager, blocks->scratch, listed, PLLM_WILL_NEED);
 }
 
-static int send(pllm_engine *engine, pllm_va to, const void *from, uint64_t bytes)
-{
-    pllm_copy copy = {.to = to, .from = (uintptr_t)from, .bytes = bytes};
-    return engine->device->ops->copy(engine->device, engine->cuda->compute, PLLM_COPY_IN, &copy);
-}
-
 /* Chunks [first, end) of one row, whose blocks are in the table. Ranges are written anew each time,
  * so the stream is waited for. */
 static int attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode, uint32_t *ranges,
@@ -53,10 +47,11 @@ static int attend(pllm_engine *engine, uint32_t layer, pllm_cuda_decode *decode,
     uint64_t table =
         ((uint64_t)layer * cache->sequence_max + engine->pass.items[row].sequence->slot) *
         cache->block_max * sizeof(uint32_t);
-    int status = send(engine, ranges_va, ranges, 2ull * decode->rows * sizeof *ranges);
+    int status = pllm_cuda_upload(engine, ranges_va, ranges, 2ull * decode->rows * sizeof *ranges);
     if (status == PLLM_OK)
-        status = send(engine, state->tables + table, (const char *)state->blocks.tables + table,
-                      cache->block_max * sizeof(uint32_t));
+        status = pllm_cuda_upload(engine, state->tables + table,
+                                  (const char *)state->blocks.tables + table,
+                                  cache->block_max * sizeof(uint32_t));
     decode->row_chunk_first = ranges_va;
     decode->row_chunk_end = ranges_va + decode->rows * sizeof(uint32_t);
     if (status == PLLM_OK)

@@ -69,6 +69,13 @@ uint64_t pllm_cuda_prompt_layout(pllm_engine *engine, pllm_va base)
     return at.used;
 }
 
+int pllm_cuda_upload(pllm_engine *engine, pllm_va to, const void *from, uint64_t bytes)
+{
+    pllm_copy copy = {.to = to, .from = (uintptr_t)from, .bytes = bytes};
+    if (bytes == 0) return PLLM_OK;
+    return engine->device->ops->copy(engine->device, engine->cuda->compute, PLLM_COPY_IN, &copy);
+}
+
 static int open_now(pllm_engine *engine)
 {
     pllm_cuda_state *state = engine->cuda;
@@ -110,9 +117,7 @@ static int upload_identity(pllm_engine *engine)
     if (blocks > state->args_max)
         return pllm_fail(PLLM_ELIMIT, 0, "%u blocks a sequence are too many", blocks);
     for (uint32_t i = 0; i < blocks; i++) state->args[i] = i;
-    pllm_copy copy = {
-        .to = state->identity, .from = (uintptr_t)state->args, .bytes = blocks * 4ull};
-    int status = ops->copy(engine->device, state->compute, PLLM_COPY_IN, &copy);
+    int status = pllm_cuda_upload(engine, state->identity, state->args, blocks * 4ull);
     return status < 0 ? status : ops->stream_sync(engine->device, state->compute);
 }
 

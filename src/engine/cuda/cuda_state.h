@@ -209,6 +209,8 @@ uint64_t pllm_cuda_layout(pllm_engine *engine, pllm_va base);        /* of the w
 uint64_t pllm_cuda_prompt_layout(pllm_engine *engine, pllm_va base); /* of the prompt space */
 int pllm_cuda_prompt_space_open(pllm_engine *engine);                /* if it is not open */
 void pllm_cuda_prompt_space_close(pllm_engine *engine);              /* nothing runs */
+/* From pinned memory, on the compute stream; 0 bytes are nothing. */
+int pllm_cuda_upload(pllm_engine *engine, pllm_va to, const void *from, uint64_t bytes);
 
 /* cuda_graphs.c: the graph of such a pass, or NULL. Then, if graphs are made, the caller makes one,
  * launches it and has it kept. No graph may be running but the one that is kept. */

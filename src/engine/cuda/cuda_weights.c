@@ -14,6 +14,7 @@
  * event says; the copy stream waits for that event, and the compute stream for the copy's. */
 #include <string.h>
 #include "engine/cuda/cuda_state.h"
+#include "engine/spread.h"
 
 enum {
     STAGING_BYTES = 8 << 20,
@@ -124,33 +125,30 @@ int pllm_cuda_weights_plan(pllm_engine *engine)
     return PLLM_OK;
 }
 
-/* Which layers stay: evenly spread, resident_count of them. */
+/* Which layers stay, resident_count of them; and which slot of the ring each of the others takes,
+ * and after which. */
 static void choose_residents(pllm_engine *engine)
 {
     cuda_weights *weights = &engine->cuda->weights;
-    uint32_t layers = engine->shape.layer_count, resident = 0, streamed = 0, first = PLLM_NONE;
-    uint32_t last_of_slot[RING_LAYERS];
+    uint32_t layers = engine->shape.layer_count, resident = 0, streamed = 0;
+    uint32_t first_of_slot[RING_LAYERS] = {0}, last_of_slot[RING_LAYERS] = {0};
+    pllm_spread spread = {.total = layers, .room = weights->resident_count};
     weights->streamed_count = layers - weights->resident_count;
     weights->ring_count =
         weights->streamed_count < RING_LAYERS ? weights->streamed_count : RING_LAYERS;
-    uint32_t first_of_slot[RING_LAYERS] = {0};
     for (uint32_t i = 0; i < layers; i++) {
-        uint64_t due = (uint64_t)(i + 1) * weights->resident_count / layers;
         weights->following[i] = PLLM_NONE;
-        weights->streamed[i] = due == resident;
-        if (due > resident) {
+        weights->streamed[i] = !pllm_spread_next(&spread, 1);
+        if (!weights->streamed[i]) {
             weights->place[i] = resident++;
             continue;
         }
-        uint32_t slot = streamed % weights->ring_count;
-        weights->place[i] = slot;
-        if (streamed < weights->ring_count)
+        uint32_t slot = weights->place[i] = streamed % weights->ring_count;
+        if (streamed++ < weights->ring_count)
             first_of_slot[slot] = i;
         else
             weights->following[last_of_slot[slot]] = i;
         last_of_slot[slot] = i;
-        if (first == PLLM_NONE) first = i;
-        streamed++;
     }
     for (uint32_t slot = 0; slot < weights->ring_count; slot++)
         weights->following[last_of_slot[slot]] = first_of_slot[slot];
@@ -211,8 +209,7 @@ static int load_matrix(loader *l, const pllm_tensor_view *view, const pllm_cuda_
     for (uint32_t row = 0; row < matrix->n; row += step) {
         uint32_t count = matrix->n - row < step ? matrix->n - row : step;
         memcpy(l->staging, (const char *)view->data + row * row_bytes, count * row_bytes);
-        pllm_copy copy = {.to = l->raw, .from = (uintptr_t)l->staging, .bytes = count * row_bytes};
-        status = device->ops->copy(device, state->compute, PLLM_COPY_IN, &copy);
+        status = pllm_cuda_upload(engine, l->raw, l->staging, count * row_bytes);
         if (status == PLLM_OK)
             status = pllm_cuda_linear_pack(state->linear, state->compute, matrix, l->raw, row_bytes,
                                            row, count);
@@ -245,8 +242,7 @@ static int load_norm(loader *l, const pllm_tensor_view *view, pllm_va to)
             memcpy(&half, (const char *)view->data + 2 * i, sizeof half);
             staged[i] = view->dtype == PLLM_F16 ? pllm_f16_to_f32(half) : pllm_bf16_to_f32(half);
         }
-    pllm_copy copy = {.to = to, .from = (uintptr_t)staged, .bytes = n * sizeof *staged};
-    int status = device->ops->copy(device, l->engine->cuda->compute, PLLM_COPY_IN, &copy);
+    int status = pllm_cuda_upload(l->engine, to, staged, n * sizeof *staged);
     if (status == PLLM_OK) status = device->ops->stream_sync(device, l->engine->cuda->compute);
     return status < 0 ? status : progress(l, view->bytes);
 }
