@@ -264,6 +264,41 @@ static void blocks_on_disk(void **state)
     free(expected.logits);
 }
 
+/* What cached graphs take, as the card's free memory tells: within what is set aside. */
+static void graphs_are_counted(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[] = {96, 384, 896};
+    const setting s = {.format = "f16", .weights = "bf16"};
+    pllm_engine *engine = open_setting(&s);
+    pllm_sequence *sequences[SEQUENCES];
+    static uint32_t ids[1000];
+    for (uint32_t i = 0; i < SEQUENCES; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    for (uint32_t i = 0; i < 3; i++)
+        for (uint32_t count = 1; count <= SEQUENCES; count++) {
+            pllm_step_item items[SEQUENCES];
+            for (uint32_t j = 0; j < count; j++) {
+                uint32_t length = pllm_sequence_length(sequences[j]);
+                items[j] = (pllm_step_item){
+                    .sequence = sequences[j], .ids = ids, .token_count = lengths[i] - length};
+                if (length < lengths[i])
+                    assert_int_equal(pllm_engine_step(engine, &items[j], 1, NULL, NULL), PLLM_OK);
+                items[j].token_count = items[j].generated = 1;
+                items[j].logits = 3;
+            }
+            assert_int_equal(pllm_engine_step(engine, items, count, NULL, NULL), PLLM_OK);
+        }
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    printf("    %llu graphs, %llu KiB\n", (unsigned long long)stats.graph_count,
+           (unsigned long long)(stats.graph_bytes >> 10));
+    if (strncmp(device_name(), "cuda", 4) == 0) assert_true(stats.graph_count > 0);
+    assert_true(stats.graph_bytes <= 32 << 20);
+    for (uint32_t i = 0; i < SEQUENCES; i++) pllm_sequence_close(sequences[i]);
+    pllm_engine_close(engine);
+}
+
 /* Summaries made by the GPU are those that the CPU makes of the blocks, wherever these were. */
 static void summaries(void **state)
 {
@@ -407,7 +442,7 @@ int main(void)
         cmocka_unit_test(references),        cmocka_unit_test(cuts_and_strangers),
         cmocka_unit_test(starved_of_blocks), cmocka_unit_test(starved_of_weights),
         cmocka_unit_test(blocks_on_disk),    cmocka_unit_test(next_ids),
-        cmocka_unit_test(summaries),
+        cmocka_unit_test(summaries),         cmocka_unit_test(graphs_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
