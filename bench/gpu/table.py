@@ -65,6 +65,7 @@ RUNS = {
                         "--vram-limit", "50MB"]),
     "tensor_fits": (60, ["bench", "tensor", "--device", "cuda", "--json"]),
     "tensor_half": (60, ["bench", "tensor", "--device", "cuda", "--json", "--vram-limit", "500MB"]),
+    "pool": (120, ["bench", "pool", "--device", "cuda", "--json"]),
     "suite": (300, ["bench", "--suite", "--device", "cuda", "--kv-format", "f16", "--json", "--output",
                     "bench/results/suite", "--models", "llama-2-7b,llama-3.1-8b,llama-2-70b:q4_0", "--decode", "16",
                     "--seconds", "240", "--point-seconds", "60"]),
@@ -210,6 +211,20 @@ def tensor(name, key):
     return lambda runs: (runs(name)[key], None)
 
 
+def pool_logs(runs):
+    return {log["name"]: {a["name"]: a for a in log["allocators"]} for log in runs("pool")["logs"]}
+
+
+def pool_over_async(runs):
+    """The worst log's median call over that of the driver's own pool."""
+    return max(log["pool"]["p50_ns"] / log["async"]["p50_ns"] for log in pool_logs(runs).values()), None
+
+
+def pool_reserved(runs):
+    """On the transformer logs, whose blocks together pass 1 GiB."""
+    return max(pool_logs(runs)[name]["pool"]["reserved_over_requested"] for name in ("prefill", "decode")), None
+
+
 # ---- goals: (what, unit, look, "least" or "most", goal, gate or None) ------------------------------------
 LEAST, MOST = "least", "most"
 GOALS = [
@@ -250,6 +265,8 @@ GOALS = [
     ("Mapping from kept 16 MiB chunks", "GB/s", lane("map_16384_kib_gb_s"), LEAST, 500, None),
     ("Tensor of 250M floats that fits: paging costs", "x", tensor("tensor_fits", "overhead"), MOST, 0.05, None),
     ("the same when half fits: time / bound", "x", tensor("tensor_half", "over_bound"), MOST, 1.1, None),
+    ("Caching allocator, worst log: median call / cudaMallocAsync's", "x", pool_over_async, MOST, 1, None),
+    ("the same, transformer logs: reserved / asked for", "x", pool_reserved, MOST, 1.1, None),
 ]
 
 

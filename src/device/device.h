@@ -8,7 +8,8 @@
  * address converts to a pointer by host_view; elsewhere host_view gives NULL.
  *
  * Threads: memory calls and opens are safe from many threads. A stream or event takes one caller
- * at a time. Work on a stream runs in order; nothing orders two streams but events.
+ * at a time, but for event_record, which may note the position of a stream that another thread is
+ * using (not on sim). Work on a stream runs in order; nothing orders two streams but events.
  *
  * Errors: every call that returns int returns a pllm status. ENODEVMEM (no error record is
  * written) where physical memory or a configured capacity has run out; EDEVICE where the device

@@ -351,7 +351,7 @@ static int obtain_once(pllm_pool *pool, uint32_t owner, uint64_t bytes, attempt 
         if (status != PLLM_ENODEVMEM) return status;
     }
     if (wait_a_moment(pool, a, UINT64_MAX) || ask_for_room(pool, bytes, a)) return PLLM_OK;
-    if (!w.first && !pool->stats.limit_bytes)
+    if (!w.first)
         return pllm_fail(PLLM_ELIMIT, 0, "no %llu bytes of the pool's address space lie together",
                          (unsigned long long)bytes);
     return PLLM_ENODEVMEM;

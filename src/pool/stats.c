@@ -67,7 +67,6 @@ static void write_totals(pllm_pool *pool, pool_writer *writer)
         const char *name;
         uint64_t value;
     } totals[] = {
-        {"limit_bytes", pool->options.limit_bytes},
         {"capacity_bytes", pool->capacity_bytes},
         {"chunk_bytes", pool->chunk_bytes},
         {"requested_bytes", s->requested_bytes},
@@ -87,6 +86,11 @@ static void write_totals(pllm_pool *pool, pool_writer *writer)
         {"fences", s->fences},
         {"waits", s->waits},
     };
+    if (pool->options.limit_bytes == PLLM_UNLIMITED)
+        pool_writer_text(writer, "\"limit_bytes\": null, ");
+    else
+        pool_writer_format(writer, "\"limit_bytes\": %llu, ",
+                           (unsigned long long)pool->options.limit_bytes);
     for (uint32_t i = 0; i < sizeof totals / sizeof totals[0]; i++)
         pool_writer_format(writer, "\"%s\": %llu, ", totals[i].name,
                            (unsigned long long)totals[i].value);

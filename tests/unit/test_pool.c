@@ -541,6 +541,13 @@ static void a_snapshot_tells_every_block(void **state)
     assert_int_equal(number(pool, "reserved_bytes"), stats(&f).reserved_bytes);
     json_decref(root);
     free(t.text);
+    t = (text){0};
+    assert_int_equal(pllm_pool_set_limit(f.pool, PLLM_UNLIMITED), PLLM_OK);
+    assert_int_equal(pllm_pool_snapshot(f.pool, gather, &t), PLLM_OK);
+    root = json_loads(t.text, 0, NULL); /* no number that a reader can't take */
+    assert_true(json_is_null(json_object_get(json_object_get(root, "pool"), "limit_bytes")));
+    json_decref(root);
+    free(t.text);
     t = (text){.fail_after = 1};
     assert_int_equal(pllm_pool_snapshot(f.pool, gather, &t), PLLM_EIO);
     give(&f, c, NULL);

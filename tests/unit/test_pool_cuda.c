@@ -128,7 +128,7 @@ static void check_probes(world *w)
 static void blocks_keep_their_bytes(void **state)
 {
     (void)state;
-    for (uint32_t seed = 1; seed <= 4; seed++) {
+    for (uint32_t seed = 1; seed <= 2; seed++) {
         world w;
         fake->deferred = 1;
         open_world(&w, seed, 24 * MEBI);
@@ -162,7 +162,7 @@ static void failing_calls_lose_nothing(void **state)
                                         "cuEventCreate", "cuEventRecord", "cuEventQuery"};
     for (uint32_t c = 0; c < sizeof calls / sizeof calls[0]; c++) {
         uint32_t failed = 0;
-        for (uint64_t n = 0; n < 12; n++) {
+        for (uint64_t n = 0; n < 8; n++) {
             world w;
             open_world(&w, 7, 16 * MEBI);
             fake->fail_call = calls[c];
