@@ -122,8 +122,8 @@ __device__ __forceinline__ bool work_hear(const prefill_args &a, char *shared, u
     using in = layout<WIDE>;
     barrier_wait(base + in::work_full + 8 * at.slot, at.parity);
     const uint32_t index = *(volatile uint32_t *)(shared + in::work + 4 * at.slot);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(base + in::work_free + 8 * at.slot);
+    /* Each thread for itself, once a tile of queries: a sanitizer can follow that. */
+    barrier_arrive(base + in::work_free + 8 * at.slot);
     at.next();
     return index != NONE && prefill_find<TILE>(a, index, w);
 }
@@ -453,7 +453,7 @@ __device__ __forceinline__ void prefill(const prefill_args &a, const prefill_ten
             barrier_init(base + in::k_full + 8 * i, 1), barrier_init(base + in::v_full + 8 * i, 1);
             barrier_init(base + in::k_free + 8 * i, 8), barrier_init(base + in::v_free + 8 * i, 8);
             barrier_init(base + in::work_full + 8 * i, 1);
-            barrier_init(base + in::work_free + 8 * i, 8);
+            barrier_init(base + in::work_free + 8 * i, 256);
         }
         fence_async();
     }
