@@ -56,10 +56,22 @@ typedef struct pllm_vmm_options {
     uint32_t no_background; /* 1: no thread; mapping ahead and fenced deallocations go on in
                                pllm_vmm_poll and in calls of their pool */
     uint64_t limit_bytes;   /* physical bytes of all models together; 0: what the device has */
+    /* A limit shared with other processes: see ledger.h. ledger NULL: none. All that the models
+     * take is charged there too. Who may ask this process for memory gets what is kept or mapped
+     * ahead; allocations stay. */
+    const char *ledger;          /* its name; made with the next if there is none */
+    uint64_t ledger_limit_bytes; /* of the ledger, by who makes it; 0: it must exist */
+    uint64_t
+        ledger_minimum_bytes; /* that this process is sure of; models' minimums hold within it */
+    int32_t ledger_priority;  /* higher makes lower give back */
+    uint32_t reserved;        /* 0 */
+    const char *ledger_name;  /* of this process among the members; NULL: by its pid */
 } pllm_vmm_options;
 
 /* Ownership: borrows context (may be NULL) and device; caller owns *vmm_out.
- * Errors: EINVAL, ENOMEM, EDEVICE; then *vmm_out is NULL. */
+ * Errors: EINVAL, ENOMEM, EDEVICE; the ledger's (ledger.h: its open and join); then *vmm_out is
+ * NULL.
+ */
 PLLM_API int pllm_vmm_open(const pllm_context *context, pllm_device *device,
                            const pllm_vmm_options *options, pllm_vmm **vmm_out);
 PLLM_API void pllm_vmm_close(pllm_vmm *vmm); /* unregisters what is left; NULL is fine */

@@ -94,6 +94,55 @@ static void thread_stop(pllm_vmm *vmm)
     vmm->has_thread = 0;
 }
 
+/* ---- other processes ---- */
+
+uint64_t pllm_vmm_ledger_free(pllm_vmm *vmm)
+{
+    const pllm_ledger_core *core = pllm_ledger_lock(vmm->ledger);
+    const pllm_ledger_row *own = &core->rows[pllm_ledger_member_row(vmm->ledger_member)];
+    uint64_t bytes =
+        core->held_bytes < core->limit_bytes ? core->limit_bytes - core->held_bytes : 0;
+    if (own->charged_bytes < own->minimum_bytes) bytes += own->minimum_bytes - own->charged_bytes;
+    pllm_ledger_unlock(vmm->ledger);
+    return bytes;
+}
+
+/* Another process asks: what nobody uses goes. */
+static uint64_t give_back(void *user, uint64_t bytes, uint64_t deadline_ns)
+{
+    (void)deadline_ns; /* it takes a millisecond or so */
+    return pllm_vmm_reclaim(user, NULL, bytes, 1);
+}
+
+static int ledger_open(pllm_vmm *vmm, const pllm_vmm_options *options)
+{
+    if (!options->ledger) return PLLM_OK;
+    pllm_ledger_member_options member = {.struct_bytes = sizeof member,
+                                         .priority = options->ledger_priority,
+                                         .name = options->ledger_name,
+                                         .minimum_bytes = options->ledger_minimum_bytes,
+                                         .reclaim = give_back,
+                                         .user = vmm};
+    int status =
+        pllm_ledger_open(vmm->context, options->ledger, options->ledger_limit_bytes, &vmm->ledger);
+    if (status < 0) return status;
+    status = pllm_ledger_join(vmm->ledger, &member, &vmm->ledger_member);
+    if (status < 0) {
+        pllm_ledger_close(vmm->ledger);
+        return status;
+    }
+    pllm_budget_attach(vmm->budget, vmm->ledger_member);
+    return PLLM_OK;
+}
+
+static void ledger_close(pllm_vmm *vmm)
+{
+    if (!vmm->ledger) return;
+    pllm_budget_attach(vmm->budget, NULL);
+    pllm_ledger_leave(vmm->ledger_member); /* nobody asks any more */
+    pllm_ledger_close(vmm->ledger);
+}
+
 /* ---- a vmm's life ---- */
 
 static int locks_open(pllm_vmm *vmm)
@@ -148,10 +197,14 @@ int pllm_vmm_open(const pllm_context *context, pllm_device *device, const pllm_v
     if (status < 0) goto fail_vmm;
     status = locks_open(vmm);
     if (status < 0) goto fail_budget;
-    if (!chosen.no_background) status = thread_start(vmm);
+    status = ledger_open(vmm, &chosen);
     if (status < 0) goto fail_locks;
+    if (!chosen.no_background) status = thread_start(vmm);
+    if (status < 0) goto fail_ledger;
     *vmm_out = vmm;
     return PLLM_OK;
+fail_ledger:
+    ledger_close(vmm);
 fail_locks:
     locks_close(vmm);
 fail_budget:
@@ -166,6 +219,7 @@ void pllm_vmm_close(pllm_vmm *vmm)
     if (!vmm) return;
     thread_stop(vmm);
     while (vmm->pools) pllm_vmm_unregister(vmm->pools);
+    ledger_close(vmm);
     locks_close(vmm);
     pllm_budget_close(vmm->budget);
     pllm_free(vmm->context, vmm);

@@ -19,6 +19,7 @@
 
 #include <pthread.h>
 #include <pagedllm/vmm.h>
+#include "vmm/ledger.h"
 #include "vmm/region.h"
 #include "vmm/spans.h"
 
@@ -60,6 +61,8 @@ struct pllm_vmm {
     const pllm_context *context;
     pllm_device *device;
     pllm_budget *budget;
+    pllm_ledger *ledger; /* with its member: NULL if no other process shares the limit */
+    pllm_ledger_member *ledger_member;
     pthread_mutex_t lock;
     pthread_cond_t unpinned;
     pllm_vmm_pool *pools; /* in order of registration */
@@ -76,6 +79,8 @@ void pllm_vmm_wake(pllm_vmm *vmm);
  * the device is, and not the budget, so that minimums don't matter. asking may be NULL. No lock may
  * be held. */
 uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t bytes, int full);
+/* What this process could charge in the ledger without anybody else's giving back. */
+uint64_t pllm_vmm_ledger_free(pllm_vmm *vmm);
 
 /* elastic_pool.c; the lock of the pool is held, and let go of by whatever maps or unmaps: all but
  * is_ready, touch, grown and check. */

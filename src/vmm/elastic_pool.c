@@ -87,13 +87,52 @@ static uint32_t missing(const pllm_vmm_pool *pool, uint32_t page_first, uint32_t
     return count;
 }
 
+/* Waits until nobody maps or unmaps. Lets go of the lock. */
+static void wait_for_mapper(pllm_vmm_pool *pool)
+{
+    while (pool->mapping) pthread_cond_wait(&pool->changed, &pool->lock);
+}
+
+/* Charges in the ledger what mapping the range takes, without the lock. What this process has and
+ * does not use comes before what other processes would have to give back; for mapping ahead nobody
+ * is asked at all. */
+static int pay(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end, int ahead,
+               uint32_t *paid)
+{
+    uint32_t count = pllm_region_pay_begin(pool->region, page_first, page_end - page_first);
+    uint64_t bytes = count * pool->page_bytes;
+    int status = PLLM_OK;
+    pthread_mutex_unlock(&pool->lock);
+    uint64_t there = count ? pllm_vmm_ledger_free(pool->vmm) : 0;
+    if (bytes > there && ahead) status = PLLM_ENODEVMEM;
+    if (bytes > there && !ahead) (void)pllm_vmm_reclaim(pool->vmm, pool, bytes - there, 1);
+    if (status == PLLM_OK) status = pllm_budget_charge(pool->member, bytes);
+    pthread_mutex_lock(&pool->lock);
+    if (status < 0) pllm_region_pay_cancel(pool->region);
+    *paid = count;
+    return status;
+}
+
+static int map_begin(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end, int ahead,
+                     pllm_region_work *work)
+{
+    uint32_t paid, count = page_end - page_first;
+    if (!pool->vmm->ledger_member)
+        return pllm_region_map_begin(pool->region, page_first, count, work);
+    int status = pay(pool, page_first, page_end, ahead, &paid);
+    if (status < 0) return status;
+    wait_for_mapper(pool); /* somebody may have begun meanwhile */
+    return pllm_region_map_paid(pool->region, page_first, count, paid, work);
+}
+
 /* Nobody is mapping. Maps the range, without the lock for the most part. *full: it was the device
- * that had no room, and not the budget. */
-static int map_pages(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end, int *full)
+ * that had no room, and not a limit. */
+static int map_pages(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end, int ahead,
+                     int *full)
 {
     pllm_region_work work;
     *full = 0;
-    int status = pllm_region_map_begin(pool->region, page_first, page_end - page_first, &work);
+    int status = map_begin(pool, page_first, page_end, ahead, &work);
     if (status < 0) return status;
     pool->mapping = 1;
     pthread_mutex_unlock(&pool->lock);
@@ -120,12 +159,6 @@ static void leave_idle(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_e
         pool->idle_count--;
         (void)pllm_region_unmap_begin(pool->region, page, 1, work);
     }
-}
-
-/* Waits until nobody maps or unmaps. Lets go of the lock. */
-static void wait_for_mapper(pllm_vmm_pool *pool)
-{
-    while (pool->mapping) pthread_cond_wait(&pool->changed, &pool->lock);
 }
 
 /* Nobody is mapping. Unmaps what has been marked, without the lock. */
@@ -193,7 +226,7 @@ int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
             wait_for_mapper(pool);
             continue;
         }
-        int full, status = map_pages(pool, page_first, page_end, &full);
+        int full, status = map_pages(pool, page_first, page_end, 0, &full);
         if (status == PLLM_ENODEVMEM) status = make_room(pool, count * pool->page_bytes, full);
         if (status < 0) return status;
     }
@@ -284,7 +317,7 @@ void pllm_vmm_pool_ahead(pllm_vmm_pool *pool)
             continue;
         }
         /* Only memory that is there for nothing: no room is made for it. */
-        if (map_pages(pool, first, end, &full) < 0) pool->point_count = 0;
+        if (map_pages(pool, first, end, 1, &full) < 0) pool->point_count = 0;
     }
 }
 

@@ -20,8 +20,9 @@
  * Invariants (pllm_region_check): 1. A page has a chunk if it is MAPPED or FENCED, and none if it
  * is EMPTY. 2. mapped_count, moving_count and fenced_count match the states; fenced lists each
  * FENCED page once. 3. The member's charge is (mapped + moving + fenced + kept) * chunk_bytes, and
- * one more for the zeros. 4. Only EMPTY pages are BEHIND, only those with a chunk EXPORTED.
- * Threads: one caller at a time; run touches only pages of its work, and what open has fixed. */
+ * one more for the zeros; and what callers have paid. 4. Only EMPTY pages are BEHIND, only those
+ * with a chunk EXPORTED. Threads: one caller at a time; run touches only pages of its work, and
+ * what open has fixed. */
 #include <assert.h>
 #include <string.h>
 #include <unistd.h>
@@ -46,6 +47,7 @@ struct pllm_region {
     pllm_va base;
     uint64_t chunk_bytes;
     uint32_t page_max, kept_max, kept_count, mapped_count, moving_count, fenced_count;
+    uint32_t paying_count;  /* callers between pay_begin and map_paid */
     uint32_t keeping_count; /* pages that are KEEPING: there is room in kept for their chunks */
     uint32_t zero_on_reuse;
     uint8_t *state, *flags;         /* [page_max] */
@@ -266,11 +268,19 @@ static uint32_t count_state(const pllm_region *region, const pllm_region_work *w
     return count;
 }
 
-int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
-                          pllm_region_work *work_out)
+/* Charges the chunks that kept does not have, less what was paid; credits what was paid too much.
+ */
+static int work_charge(pllm_region *region, const pllm_region_work *work, uint32_t paid)
 {
-    int status = check_pages(region, page_first, page_count);
-    if (status < 0) return status;
+    uint32_t created = work->created_count;
+    if (created < paid) pllm_budget_credit(region->member, (paid - created) * region->chunk_bytes);
+    if (created <= paid) return PLLM_OK;
+    return pllm_budget_charge(region->member, (created - paid) * region->chunk_bytes);
+}
+
+static int map_begin(pllm_region *region, uint32_t page_first, uint32_t page_count, uint32_t paid,
+                     pllm_region_work *work_out)
+{
     pllm_region_work work = {.page_first = page_first, .page_end = page_first + page_count};
     region->stats.map_calls++;
     if (count_state(region, &work, PAGE_FENCED)) {
@@ -282,7 +292,7 @@ int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t pag
     work.moving_count = count_state(region, &work, PAGE_EMPTY);
     if (work.moving_count > region->kept_count)
         work.created_count = work.moving_count - region->kept_count;
-    status = pllm_budget_charge(region->member, work.created_count * region->chunk_bytes);
+    int status = work_charge(region, &work, paid);
     if (status < 0) return status;
     for (uint32_t page = page_first; page < work.page_end; page++) {
         if (region->state[page] != PAGE_EMPTY) continue;
@@ -292,6 +302,35 @@ int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t pag
     region->moving_count += work.moving_count;
     *work_out = work;
     return PLLM_OK;
+}
+
+int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                          pllm_region_work *work_out)
+{
+    int status = check_pages(region, page_first, page_count);
+    return status < 0 ? status : map_begin(region, page_first, page_count, 0, work_out);
+}
+
+uint32_t pllm_region_pay_begin(pllm_region *region, uint32_t page_first, uint32_t page_count)
+{
+    pllm_region_work work = {.page_first = page_first, .page_end = page_first + page_count};
+    uint32_t count = count_state(region, &work, PAGE_EMPTY);
+    region->paying_count++;
+    return count > region->kept_count ? count - region->kept_count : 0;
+}
+
+void pllm_region_pay_cancel(pllm_region *region)
+{
+    region->paying_count--;
+}
+
+int pllm_region_map_paid(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                         uint32_t paid_count, pllm_region_work *work_out)
+{
+    region->paying_count--;
+    int status = map_begin(region, page_first, page_count, paid_count, work_out);
+    if (status < 0) pllm_budget_credit(region->member, paid_count * region->chunk_bytes);
+    return status;
 }
 
 /* The end of the run of pages of the work from page on, for which only_reused or any will do. */
@@ -616,6 +655,7 @@ void pllm_region_check(const pllm_region *region)
     assert(region->kept_count + keeping <= region->kept_max);
     for (uint32_t i = 0; i < region->kept_count; i++) assert(region->kept[i]);
     uint64_t chunks = (uint64_t)mapped + moving + fenced + region->kept_count;
-    assert(pllm_budget_charged(region->member) ==
-           (chunks + (region->zeros != NULL)) * region->chunk_bytes); /* 3 */
+    uint64_t bytes = (chunks + (region->zeros != NULL)) * region->chunk_bytes;
+    uint64_t charged = pllm_budget_charged(region->member);
+    assert(region->paying_count ? charged >= bytes : charged == bytes); /* 3 */
 }

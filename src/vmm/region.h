@@ -45,6 +45,15 @@ int pllm_region_map_begin(pllm_region *region, uint32_t page_first, uint32_t pag
 int pllm_region_map_run(pllm_region *region, const pllm_region_work *work);
 int pllm_region_map_end(pllm_region *region, const pllm_region_work *work, int status);
 
+/* A charge may have to wait for other processes: then without the lock, too. pay_begin says how
+ * many chunks a map of the range would charge now; the caller charges as many to the region's
+ * member; map_paid is begin, but takes those first and credits what it does not need (all, if it
+ * fails). pay_cancel: nothing was charged. */
+uint32_t pllm_region_pay_begin(pllm_region *region, uint32_t page_first, uint32_t page_count);
+void pllm_region_pay_cancel(pllm_region *region);
+int pllm_region_map_paid(pllm_region *region, uint32_t page_first, uint32_t page_count,
+                         uint32_t paid_count, pllm_region_work *work_out);
+
 /* Unmapping so: pages that are mapped go, others are skipped. begin may be called several times for
  * one work, which is zero at first. One such work at a time; none together with a mapping one whose
  * range it meets. Errors: EINVAL (outside the region). */
