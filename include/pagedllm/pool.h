@@ -45,8 +45,8 @@ typedef struct pllm_pool_options {
     uint64_t capacity_bytes; /* of address space; 0: twice the device's memory */
     uint64_t chunk_bytes;    /* multiple of the device's granularity; 0: 2 MiB if the device can */
     uint32_t wait_us; /* an allocation that finds nothing waits so long for streams to get past
-                         their frees before it takes new memory; 0: 2,000. At the limit it waits
-                         for all of them */
+                         their frees before it takes new memory, half as long each time that it was
+                         in vain; 0: 2,000. At the limit it waits for all of them */
     /* No memory is left, and nothing is being waited for. May free blocks of the pool, or anything
      * else; returns 1 to try again, 0 to let the allocation fail. attempt counts from 0. Called
      * without locks, in the allocating thread; must not allocate from this pool. */

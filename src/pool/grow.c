@@ -298,21 +298,30 @@ int pool_save(pllm_pool *pool, uint32_t owner, uint64_t bytes, uint32_t b, uint3
 typedef struct attempt {
     uint64_t stamp;    /* frees before it are worth waiting for: others come without end */
     uint64_t until_ns; /* 0: has not waited yet */
-    uint32_t turn, asked;
+    uint32_t turn, asked, given_up;
 } attempt;
 
 /* 1 if there was something to wait for, and a moment has passed. */
-static int wait_a_moment(pllm_pool *pool, attempt *a, uint64_t limit_ns)
+static int wait_for_room(pllm_pool *pool, attempt *a)
 {
     if (!pool_waits(pool, a->stamp)) return 0;
-    if (limit_ns != UINT64_MAX) {
-        uint64_t now = pool->device->ops->now_ns(pool->device);
-        if (a->until_ns == 0) a->until_ns = now + limit_ns;
-        if (now >= a->until_ns) return 0;
-    }
     if (a->turn == 0) pool->stats.waits++;
     pool_wait(pool, a->turn++);
     return 1;
+}
+
+/* The same for a while, only to save new memory. Each time that it was in vain the next is half as
+ * long: streams that are milliseconds behind shall not hold up every allocation that grows. */
+static int wait_a_while(pllm_pool *pool, attempt *a)
+{
+    uint64_t now = pool->device->ops->now_ns(pool->device);
+    if (a->given_up) return 0;
+    if (a->until_ns == 0)
+        a->until_ns = now + ((uint64_t)pool->options.wait_us * 1000 >> pool->waits_in_vain);
+    if (now < a->until_ns) return wait_for_room(pool, a);
+    a->given_up = 1;
+    if (pool->waits_in_vain < WAITS_IN_VAIN_MAX) pool->waits_in_vain++;
+    return 0;
 }
 
 static int ask_for_room(pllm_pool *pool, uint64_t bytes, attempt *a)
@@ -335,6 +344,7 @@ static int obtain_once(pllm_pool *pool, uint32_t owner, uint64_t bytes, attempt 
     pool_slabs_release(pool);
     uint32_t b = pool_find(pool, owner, bytes);
     if (b) {
+        if (a->turn > 0) pool->waits_in_vain = 0;
         pool_take(pool, b);
         *block_out = pool_carve(pool, b, 0, bytes);
         return PLLM_OK;
@@ -344,13 +354,15 @@ static int obtain_once(pllm_pool *pool, uint32_t owner, uint64_t bytes, attempt 
     pool_fence_all(pool);
     if (w.first) {
         uint64_t elsewhere = beyond_kept(pool, &w);
-        if (elsewhere && pages_elsewhere(pool, &w, elsewhere, 0) < elsewhere &&
-            wait_a_moment(pool, a, (uint64_t)pool->options.wait_us * 1000))
-            return PLLM_OK;
+        if (elsewhere && pages_elsewhere(pool, &w, elsewhere, 0) < elsewhere) {
+            if (wait_a_while(pool, a)) return PLLM_OK;
+        } else if (a->turn > 0) {
+            pool->waits_in_vain = 0;
+        }
         status = window_use(pool, &w, bytes, elsewhere, block_out);
         if (status != PLLM_ENODEVMEM) return status;
     }
-    if (wait_a_moment(pool, a, UINT64_MAX) || ask_for_room(pool, bytes, a)) return PLLM_OK;
+    if (wait_for_room(pool, a) || ask_for_room(pool, bytes, a)) return PLLM_OK;
     if (!w.first)
         return pllm_fail(PLLM_ELIMIT, 0, "no %llu bytes of the pool's address space lie together",
                          (unsigned long long)bytes);

@@ -45,7 +45,8 @@ enum {
     BLOCKS_SPARE = 8, /* what one operation may need for cuts */
     FENCE_FREES = 64, /* frees of a stream after which others are thought of, */
     FENCE_SHARE = 32, /* or this part of what is reserved */
-    POISON = 0xdd,    /* freed memory, in checked builds */
+    WAITS_IN_VAIN_MAX = 10,
+    POISON = 0xdd, /* freed memory, in checked builds */
 };
 
 enum { BLOCK_NONE, BLOCK_FREE, BLOCK_LIVE, BLOCK_PENDING, BLOCK_SLAB, BLOCK_HOLE };
@@ -118,6 +119,7 @@ struct pllm_pool {
     uint64_t clock; /* of frees on streams */
     pool_list pending, idle_slabs;
     uint32_t grown;                             /* in this call: memory was mapped */
+    uint32_t waits_in_vain;                     /* one after another */
     pllm_event *events[STREAM_MAX * FENCE_MAX]; /* to be recorded again */
     uint32_t event_count;
     uint64_t next_number; /* in the log */
