@@ -26,18 +26,16 @@ static void *serve(void *argument)
 static void heard_changed(void *user, const pllm_store_entry *entry)
 {
     store_rig *rig = user;
-    rig->changed_count++;
-    rig->changed_record = *entry->record;
-    snprintf(rig->changed_name, sizeof rig->changed_name, "%s", entry->record->name);
-    snprintf(rig->changed_handle, sizeof rig->changed_handle, "%s", entry->ipc_handle);
+    rig->heard.changed = *entry->record;
+    snprintf(rig->heard.changed_name, sizeof rig->heard.changed_name, "%s", entry->record->name);
+    snprintf(rig->heard.changed_handle, sizeof rig->heard.changed_handle, "%s", entry->ipc_handle);
 }
 
 static void heard_removed(void *user, const char *name, uint64_t generation)
 {
     store_rig *rig = user;
     assert_true(generation != 0);
-    rig->removed_count++;
-    snprintf(rig->removed_name, sizeof rig->removed_name, "%s", name);
+    snprintf(rig->heard.removed_name, sizeof rig->heard.removed_name, "%s", name);
 }
 
 static uint64_t part_prepare(void *user, uint64_t now_ns, int *fd_out, uint32_t *events_out)
@@ -180,6 +178,18 @@ void store_rig_close(store_rig *rig)
 static void stats_take(store_rig *rig, void *user)
 {
     pllm_store_server_stats_get(rig->server, user);
+}
+
+static void heard_take(store_rig *rig, void *user)
+{
+    *(store_heard *)user = rig->heard;
+}
+
+store_heard store_rig_heard(store_rig *rig)
+{
+    store_heard heard;
+    store_rig_inside(rig, heard_take, &heard);
+    return heard;
 }
 
 pllm_store_server_stats store_rig_stats(store_rig *rig)

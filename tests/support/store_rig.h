@@ -18,6 +18,12 @@
 #include "store/server.h"
 #include "store/wire.h"
 
+typedef struct store_heard { /* what a part of the daemon heard last */
+    char changed_name[PLLM_STORE_NAME_MAX + 1], removed_name[PLLM_STORE_NAME_MAX + 1];
+    char changed_handle[128];
+    pllm_store_record changed;
+} store_heard;
+
 typedef struct store_rig {
     failing_context memory;
     pllm_device *device;
@@ -33,10 +39,7 @@ typedef struct store_rig {
     pthread_cond_t done;
     void (*work)(struct store_rig *rig, void *user);
     void *work_user;
-    uint32_t changed_count, removed_count; /* what the part heard; read inside the loop */
-    char changed_name[PLLM_STORE_NAME_MAX + 1], removed_name[PLLM_STORE_NAME_MAX + 1];
-    char changed_handle[128];
-    pllm_store_record changed_record;
+    store_heard heard; /* take it with store_rig_heard */
 } store_rig;
 
 /* options (may be NULL): socket and devices are filled in. The host device has capacity_bytes, or
@@ -56,6 +59,7 @@ int store_rig_try(store_rig *rig, pllm_device *device);
 void store_rig_end(store_rig *rig);
 /* Has work called in the daemon's thread, and waits for it. */
 void store_rig_inside(store_rig *rig, void (*work)(store_rig *rig, void *user), void *user);
+store_heard store_rig_heard(store_rig *rig);
 /* The daemon's own figures. */
 pllm_store_server_stats store_rig_stats(store_rig *rig);
 /* Waits (at most 5 s) until so many tensors and clients are left. */
