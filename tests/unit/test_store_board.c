@@ -148,8 +148,10 @@ static int wait_while(boards *b, uint64_t value, const pllm_board_words *then)
     waiter w = {b->client, 9, value, 5000000000u, 1, 0};
     assert_int_equal(pthread_create(&thread, NULL, wait_in_thread, &w), 0);
     until_asleep(&w);
+    uint64_t start = pllm_clock_ns();
     pllm_board_set(b->daemon, 1, then);
     pthread_join(thread, NULL);
+    assert_true(pllm_clock_ns() - start < 4000000000u); /* woken, not late */
     return w.status;
 }
 
