@@ -65,20 +65,22 @@ void pllm_vmm_pool_touch(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, i
 
 /* ---- mapping ---- */
 
-static int no_room(pllm_vmm_pool *pool, uint64_t bytes)
+static int no_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
 {
     pllm_budget_stats all;
     pllm_budget_stats_get(pool->vmm->budget, &all);
     return pllm_fail(PLLM_ENODEVMEM, 0,
                      "model %s: %llu bytes more do not fit: it has %llu of at most %llu, all "
-                     "models %llu of %llu; free some, or raise a limit",
+                     "models %llu of %llu; %s",
                      pool->name, (unsigned long long)bytes,
                      (unsigned long long)pllm_budget_charged(pool->member),
                      (unsigned long long)pool->limit_bytes, (unsigned long long)all.charged_bytes,
-                     (unsigned long long)all.limit_bytes);
+                     (unsigned long long)all.limit_bytes,
+                     full ? "the device has no more: others are using it"
+                          : "free some, or raise a limit");
 }
 
-/* How many pages of the range are used, by whom ever, and not backed. */
+/* How many pages of the range are not backed. */
 static uint32_t missing(const pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end)
 {
     uint32_t count = 0;
@@ -186,7 +188,7 @@ static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
         freed = pllm_vmm_reclaim(pool->vmm, pool, bytes, full);
         pthread_mutex_lock(&pool->lock);
     }
-    return freed > 0 ? PLLM_OK : no_room(pool, bytes);
+    return freed > 0 ? PLLM_OK : no_room(pool, bytes, full);
 }
 
 int pllm_vmm_pool_is_ready(const pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
@@ -528,9 +530,10 @@ int pllm_vmm_allocate(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, uint
             "model %s: bytes %llu to %llu are being given back and wait for a stream", pool->name,
             (unsigned long long)other->offset, (unsigned long long)(other->offset + other->bytes));
     else
-        status = pllm_fail(PLLM_EEXIST, 0, "model %s: bytes %llu to %llu are allocated", pool->name,
+        status = pllm_fail(PLLM_EEXIST, 0, "model %s: bytes %llu to %llu are %s", pool->name,
                            (unsigned long long)other->offset,
-                           (unsigned long long)(other->offset + other->bytes));
+                           (unsigned long long)(other->offset + other->bytes),
+                           other->kind == PLLM_SPAN_ROOM ? "a block's room" : "allocated");
     pthread_mutex_unlock(&pool->lock);
     if (status == PLLM_OK && address_out) *address_out = pool->base + offset;
     return status;
