@@ -17,7 +17,8 @@ PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name pagedllm.pc)")
 LD_LIBRARY_PATH=$(pkg-config --with-path="$PKG_CONFIG_PATH" --variable=libdir pagedllm)
 XDG_CACHE_HOME=$root/build/cache # where spill files go by default
 mkdir -p "$XDG_CACHE_HOME"
-export PKG_CONFIG_PATH LD_LIBRARY_PATH XDG_CACHE_HOME
+PATH=$prefix/bin:$PATH
+export PKG_CONFIG_PATH LD_LIBRARY_PATH XDG_CACHE_HOME PATH
 test -e "$LD_LIBRARY_PATH/libpagedllm.so.0" || { echo "libpagedllm.so.0 was not installed" >&2; exit 1; }
 
 # A copy elsewhere: an include that only works beside src/ fails here.

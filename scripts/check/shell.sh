@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 if command -v shellcheck >/dev/null 2>&1; then
-    shellcheck --severity=warning .ci/run scripts/*.sh scripts/*/*.sh
+    shellcheck --severity=warning .ci/run scripts/*.sh scripts/*/*.sh examples/*.sh
 else
     echo "shell.sh: shellcheck is not here; left out"
 fi

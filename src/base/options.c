@@ -54,6 +54,31 @@ const pllm_command *pllm_command_find(const char *name)
     return NULL;
 }
 
+/* The rest of a command's name within group; NULL if it is none of it. */
+static const char *name_within(const pllm_command *group, const pllm_command *command)
+{
+    size_t length = strlen(group->name);
+    if (strncmp(command->name, group->name, length) != 0 || command->name[length] != ' ')
+        return NULL;
+    return command->name + length + 1;
+}
+
+const pllm_command *pllm_command_within(const pllm_command *group, const char *name)
+{
+    for (uint32_t i = 0; i < pllm_command_count; i++) {
+        const char *own = name_within(group, &pllm_commands[i]);
+        if (own && strcmp(own, name) == 0) return &pllm_commands[i];
+    }
+    return NULL;
+}
+
+bool pllm_command_is_group(const pllm_command *command)
+{
+    for (uint32_t i = 0; i < pllm_command_count; i++)
+        if (name_within(command, &pllm_commands[i])) return true;
+    return false;
+}
+
 bool pllm_command_takes(const pllm_command *command, const pllm_option *option)
 {
     return !command || option->commands >> (command - pllm_commands) & 1;
@@ -291,7 +316,7 @@ static int string_append(pllm_settings *settings, pllm_string_list *list, const 
     if (list->count == PLLM_LIST_MAX)
         return pllm_fail(PLLM_EINVAL, 0, "%s may be given at most %d times", place, PLLM_LIST_MAX);
     int status = owned_copy(settings, text, &list->items[list->count]);
-    if (status == PLLM_OK) list->count++;
+    if (status == PLLM_OK) list->last = list->items[list->count++];
     return status;
 }
 
@@ -375,27 +400,38 @@ static int read_flag(pllm_settings *settings, int argc, const char *const *argv,
     return assign(settings, option, flag, text, PLLM_FROM_FLAG);
 }
 
+static int unknown_command(const pllm_command *group, const char *word)
+{
+    char quoted[PLLM_QUOTE_BYTES];
+    nearest best = {NULL, UINT32_MAX};
+    for (uint32_t i = 0; i < pllm_command_count; i++) {
+        const pllm_command *command = &pllm_commands[i];
+        nearest_try(&best, word, strlen(word), group ? name_within(group, command) : command->name);
+    }
+    pllm_text_quote(word, quoted, sizeof quoted);
+    const char *of = group ? " of " : "", *name = group ? group->name : "";
+    if (best.name)
+        return pllm_fail(PLLM_EINVAL, 0, "%s is not a command%s%s; did you mean %s?", quoted, of,
+                         name, best.name);
+    return pllm_fail(PLLM_EINVAL, 0, "%s is not a command%s%s; see pagedllm%s%s --help", quoted, of,
+                     name, group ? " " : "", name);
+}
+
 static int read_word(pllm_settings *settings, const char *word)
 {
     char quoted[PLLM_QUOTE_BYTES];
-    if (!settings->command) {
-        if (strcmp(word, "help") == 0) { /* pagedllm help run is pagedllm run --help */
+    const pllm_command *group = pllm_command_find(settings->command);
+    if (group && !pllm_command_is_group(group)) group = NULL;
+    if (!settings->command || group) {
+        if (!group && strcmp(word, "help") == 0) { /* pagedllm help run is pagedllm run --help */
             settings->help = true;
             return PLLM_OK;
         }
-        const pllm_command *command = pllm_command_find(word);
-        if (command) {
-            settings->command = command->name;
-            return PLLM_OK;
-        }
-        nearest best = {NULL, UINT32_MAX};
-        for (uint32_t i = 0; i < pllm_command_count; i++)
-            nearest_try(&best, word, strlen(word), pllm_commands[i].name);
-        pllm_text_quote(word, quoted, sizeof quoted);
-        if (best.name)
-            return pllm_fail(PLLM_EINVAL, 0, "%s is not a command; did you mean %s?", quoted,
-                             best.name);
-        return pllm_fail(PLLM_EINVAL, 0, "%s is not a command; see pagedllm --help", quoted);
+        const pllm_command *command =
+            group ? pllm_command_within(group, word) : pllm_command_find(word);
+        if (!command || (!group && strchr(word, ' '))) return unknown_command(group, word);
+        settings->command = command->name;
+        return PLLM_OK;
     }
     const pllm_command *command = pllm_command_find(settings->command);
     if (settings->positional_count == command->argument_max)
@@ -413,6 +449,9 @@ static int check_arguments(const pllm_settings *settings)
     const pllm_command *command = pllm_command_find(settings->command);
     if (settings->help || settings->version) return PLLM_OK;
     if (!command) return pllm_fail(PLLM_EINVAL, 0, "no command is given; see pagedllm --help");
+    if (pllm_command_is_group(command))
+        return pllm_fail(PLLM_EINVAL, 0, "%s needs a command; see pagedllm %s --help",
+                         command->name, command->name);
     for (uint32_t i = 0; i < pllm_option_count; i++) {
         char flag[64];
         if (settings->sources[i] != PLLM_FROM_FLAG || pllm_command_takes(command, &pllm_options[i]))

@@ -35,11 +35,12 @@ enum { PLLM_OPTION_COMPUTE_AUTO, PLLM_OPTION_COMPUTE_F32, PLLM_OPTION_COMPUTE_BF
 enum { PLLM_OPTION_LOG_TEXT, PLLM_OPTION_LOG_JSON };
 enum { PLLM_OPTION_DISK_AUTO, PLLM_OPTION_DISK_URING, PLLM_OPTION_DISK_PREAD };
 
-enum { PLLM_LIST_MAX = 32, PLLM_POSITIONAL_MAX = 8, PLLM_OPTION_MAX = 64 };
+enum { PLLM_LIST_MAX = 32, PLLM_POSITIONAL_MAX = 16, PLLM_OPTION_MAX = 96 };
 
 typedef struct pllm_string_list {
     uint32_t count;
     const char *items[PLLM_LIST_MAX];
+    const char *last; /* of items, for who wants one; NULL: none */
 } pllm_string_list;
 
 typedef struct pllm_uint_list {
@@ -58,8 +59,8 @@ typedef enum pllm_option_source {
 /* Sizes are bytes; PLLM_SIZE_UNLIMITED where that was said. Strings are NULL where nothing was. */
 typedef struct pllm_settings {
     /* the machine and its memory */
-    const char *device;
-    uint64_t threads; /* 0: what is available */
+    pllm_string_list device; /* store serve: all; elsewhere: the last */
+    uint64_t threads;        /* 0: what is available */
     uint64_t vram_limit, kv_limit, host_memory;
     const char *nvme_path; /* a folder; NULL: under the user's cache folder */
     uint64_t nvme_size;    /* 0: none, or with nvme_path what the context needs */
@@ -90,6 +91,12 @@ typedef struct pllm_settings {
     uint32_t weights;
     bool random_weights, resume, suite, keep;
     bool json, special;
+    /* named tensors */
+    const char *socket, *redis, *mode, *socket_mode, *dtype, *prefix;
+    const char *ledger;
+    uint64_t ready, legacy_memory, quota, quota_tensors, clients, events;
+    uint64_t ledger_minimum, ledger_limit, ledger_priority;
+    bool pinned, legacy, seal, replace, off;
 
     /* from the command line */
     const char *command; /* NULL: none was given */
@@ -126,21 +133,35 @@ typedef struct pllm_option {
     const char *help;         /* a line */
 } pllm_option;
 
+typedef struct pllm_manual { /* what a manual page says beside the options; NULL: nothing */
+    const char *description; /* paragraphs apart by an empty line, filled when printed */
+    const char *files, *environment, *exits, *examples; /* printed as they are, indented */
+} pllm_manual;
+
 typedef struct pllm_command {
-    const char *name;
-    const char *arguments; /* "MODEL FILE" */
+    const char *name;      /* "run"; "store put" is a command of the group "store" */
+    const char *arguments; /* "MODEL FILE"; a group's is COMMAND */
     uint32_t argument_min, argument_max;
-    const char *help; /* a line */
+    const char *help;          /* a line */
+    const pllm_manual *manual; /* NULL: none */
 } pllm_command;
 
 extern const pllm_option pllm_options[];
 extern const uint32_t pllm_option_count;
 extern const pllm_command pllm_commands[];
 extern const uint32_t pllm_command_count;
+extern const uint32_t pllm_model_commands; /* bit i: command i is about models */
+extern const pllm_manual pllm_manual_store, pllm_manual_store_serve, pllm_manual_store_create,
+    pllm_manual_store_put, pllm_manual_store_get, pllm_manual_store_ls, pllm_manual_store_stat,
+    pllm_manual_store_rm, pllm_manual_store_watch, pllm_manual_store_seal, pllm_manual_store_pin,
+    pllm_manual_store_rename;
 
 /* By name or alias, '-' and '_' being the same; NULL if unknown. */
 const pllm_option *pllm_option_find(const char *name);
 const pllm_command *pllm_command_find(const char *name);
+/* The command of a group ("store") that is called name in it; NULL if there is none. */
+const pllm_command *pllm_command_within(const pllm_command *group, const char *name);
+bool pllm_command_is_group(const pllm_command *command); /* names others, does nothing itself */
 
 /* The whole help of a command, or the list of commands for NULL or an unknown name.
  * Errors: EIO where the file cannot be written. */

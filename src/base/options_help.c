@@ -50,7 +50,7 @@ static int print_words(FILE *file, const char *text, int column, int indent)
 
 static void print_option(FILE *file, const pllm_option *option, int column)
 {
-    char usage[128], help[320], also[64] = "";
+    char usage[128], help[480], also[64] = "";
     int end = option_usage(option, usage, sizeof usage) + 2;
     fprintf(file, "  %s", usage);
     if (end + 2 > column)
@@ -69,27 +69,73 @@ static void print_option(FILE *file, const pllm_option *option, int column)
     fputc('\n', file);
 }
 
-/* Options with a command list of their own, or those that every command takes. */
+/* Does every command take it, or every one of those about models? */
+static bool is_everywhere(const pllm_command *command, const pllm_option *option)
+{
+    if (pllm_model_commands >> (command - pllm_commands) & 1)
+        return (option->commands & pllm_model_commands) == pllm_model_commands;
+    return option->commands == UINT32_MAX;
+}
+
 static void print_options(FILE *file, const pllm_command *command, bool everywhere)
 {
     int column = help_column(command);
     for (uint32_t i = 0; i < pllm_option_count; i++) {
         const pllm_option *option = &pllm_options[i];
-        if ((option->commands == UINT32_MAX) != everywhere) continue;
+        if (is_everywhere(command, option) != everywhere) continue;
         if (pllm_command_takes(command, option)) print_option(file, option, column);
+    }
+}
+
+/* Paragraphs, filled. */
+static void print_paragraphs(FILE *file, const char *text)
+{
+    while (*text) {
+        const char *end = strstr(text, "\n\n");
+        size_t bytes = end ? (size_t)(end - text) : strlen(text);
+        char paragraph[1200];
+        snprintf(paragraph, sizeof paragraph, "%.*s", (int)bytes, text);
+        fputs("\n", file);
+        print_words(file, paragraph, 0, 0);
+        fputs("\n", file);
+        text += bytes;
+        while (*text == '\n') text++;
+    }
+}
+
+/* Lines as they are, indented. */
+static void print_lines(FILE *file, const char *title, const char *text)
+{
+    if (!text) return;
+    fprintf(file, "\n%s:\n", title);
+    while (*text) {
+        int length = (int)strcspn(text, "\n");
+        fprintf(file, "  %.*s\n", length, text);
+        text += length;
+        if (*text) text++;
+    }
+}
+
+/* Those of a group, or (NULL) those that are of none. */
+static void print_command_list(FILE *file, const pllm_command *group)
+{
+    char usage[64];
+    size_t skipped = group ? strlen(group->name) + 1 : 0;
+    for (uint32_t i = 0; i < pllm_command_count; i++) {
+        const pllm_command *command = &pllm_commands[i];
+        const char *space = strchr(command->name, ' ');
+        if (group ? !space || strncmp(command->name, group->name, skipped - 1) != 0 : !!space)
+            continue;
+        snprintf(usage, sizeof usage, "%s %s", command->name + skipped, command->arguments);
+        fprintf(file, "  %-24s %s\n", usage, command->help);
     }
 }
 
 static void print_commands(FILE *file)
 {
-    char usage[64];
     fprintf(file, "pagedllm - language models with more context than memory\n\n"
                   "Usage: pagedllm COMMAND [arguments] [options]\n\n");
-    for (uint32_t i = 0; i < pllm_command_count; i++) {
-        const pllm_command *command = &pllm_commands[i];
-        snprintf(usage, sizeof usage, "%s %s", command->name, command->arguments);
-        fprintf(file, "  %-24s %s\n", usage, command->help);
-    }
+    print_command_list(file, NULL);
     fprintf(
         file,
         "\nMODEL is a GGUF file, or a folder with config.json and safetensors.\n"
@@ -117,28 +163,47 @@ static void print_commands(FILE *file)
         "line was wrong; 128 and the signal's number if interrupted.\n");
 }
 
+static void print_command(FILE *file, const pllm_command *command)
+{
+    const pllm_manual *manual = command->manual;
+    bool group = pllm_command_is_group(command);
+    fprintf(file, "Usage: pagedllm %s %s%s[options]\n\n%c%s.\n", command->name, command->arguments,
+            *command->arguments ? " " : "", command->help[0] - 'a' + 'A', command->help + 1);
+    if (manual && manual->description) print_paragraphs(file, manual->description);
+    uint32_t own = 0;
+    for (uint32_t i = 0; i < pllm_option_count; i++)
+        own += !is_everywhere(command, &pllm_options[i]) &&
+               pllm_command_takes(command, &pllm_options[i]);
+    if (group) {
+        fprintf(file, "\nCommands:\n");
+        print_command_list(file, command);
+    } else if (own > 0) {
+        fprintf(file, "\nOptions of %s:\n", command->name);
+        print_options(file, command, false);
+    }
+    fprintf(file, "\nOptions everywhere:\n");
+    print_options(file, command, true);
+    bool models = pllm_model_commands >> (command - pllm_commands) & 1;
+    fprintf(file,
+            "\nSizes: 24GB is 24x10^9 bytes, 24GiB is 24x2^30, a bare number is bytes. --%s is "
+            "also\nPAGEDLLM_%s in the environment and %s = ... in a config file, and so are all "
+            "others;\na flag wins over the environment, the environment over the file.\n",
+            models ? "kv-limit" : "socket", models ? "KV_LIMIT" : "SOCKET",
+            models ? "kv_limit" : "socket");
+    if (!manual) return;
+    print_lines(file, "Files", manual->files);
+    print_lines(file, "Environment", manual->environment);
+    print_lines(file, "Exit status", manual->exits);
+    print_lines(file, "Examples", manual->examples);
+}
+
 int pllm_options_help(FILE *file, const char *command_name)
 {
     const pllm_command *command = pllm_command_find(command_name);
     if (!command) {
         print_commands(file);
     } else {
-        fprintf(file, "Usage: pagedllm %s %s [options]\n\n%c%s.\n", command->name,
-                command->arguments, command->help[0] - 'a' + 'A', command->help + 1);
-        uint32_t own = 0;
-        for (uint32_t i = 0; i < pllm_option_count; i++)
-            own += pllm_options[i].commands != UINT32_MAX &&
-                   pllm_command_takes(command, &pllm_options[i]);
-        if (own > 0) {
-            fprintf(file, "\nOptions of %s:\n", command->name);
-            print_options(file, command, false);
-        }
-        fprintf(file, "\nOptions everywhere:\n");
-        print_options(file, command, true);
-        fprintf(file, "\nSizes: 24GB is 24x10^9 bytes, 24GiB is 24x2^30, a bare number is bytes. "
-                      "--kv-limit is also\nPAGEDLLM_KV_LIMIT in the environment and kv_limit = ... "
-                      "in a config file, and so are all others;\na flag wins over the environment, "
-                      "the environment over the file.\n");
+        print_command(file, command);
     }
     if (fflush(file) || ferror(file))
         return pllm_fail(PLLM_EIO, errno, "cannot write the help: %s", strerror(errno));

@@ -3,7 +3,29 @@
 #include <stddef.h>
 #include "base/options.h"
 
-enum { RUN, CHAT, BENCH, LOGITS, PERPLEXITY, TOKENIZE, DETOKENIZE, DOCTOR, TRACE };
+enum {
+    RUN,
+    CHAT,
+    BENCH,
+    LOGITS,
+    PERPLEXITY,
+    TOKENIZE,
+    DETOKENIZE,
+    DOCTOR,
+    TRACE,
+    STORE, /* and its commands */
+    SERVE,
+    CREATE,
+    PUT,
+    GET,
+    LS,
+    STAT,
+    RM,
+    WATCH,
+    SEAL,
+    PIN,
+    RENAME,
+};
 
 const pllm_command pllm_commands[] = {
     [RUN] = {"run", "MODEL", 1, 1, "completes a prompt; prints only the generated text"},
@@ -18,11 +40,37 @@ const pllm_command pllm_commands[] = {
     [TRACE] = {"trace", "FILE", 1, 1,
                "replays recorded accesses: each policy's hits, and the most there could be"},
     [DOCTOR] = {"doctor", "[MODEL]", 0, 1, "shows devices, tiers, limits and what is missing"},
+    [STORE] = {"store", "COMMAND", 0, 0, "shares tensors in device memory between processes",
+               &pllm_manual_store},
+    [SERVE] = {"store serve", "", 0, 0, "runs the daemon that owns the memory of named tensors",
+               &pllm_manual_store_serve},
+    [CREATE] = {"store create", "NAME", 1, 1, "makes a tensor of zeros, which stays",
+                &pllm_manual_store_create},
+    [PUT] = {"store put", "FILE [NAME]", 1, 2, "copies a .npy or .safetensors file into the store",
+             &pllm_manual_store_put},
+    [GET] = {"store get", "[NAME...] FILE", 1, PLLM_POSITIONAL_MAX,
+             "copies tensors into a .npy or .safetensors file", &pllm_manual_store_get},
+    [LS] = {"store ls", "[PREFIX]", 0, 1, "lists tensors", &pllm_manual_store_ls},
+    [STAT] = {"store stat", "NAME", 1, 1, "shows all that is known of a tensor",
+              &pllm_manual_store_stat},
+    [RM] = {"store rm", "NAME...", 1, PLLM_POSITIONAL_MAX, "deletes tensors",
+            &pllm_manual_store_rm},
+    [WATCH] = {"store watch", "[PREFIX]", 0, 1, "prints what happens to tensors as it happens",
+               &pllm_manual_store_watch},
+    [SEAL] = {"store seal", "NAME...", 1, PLLM_POSITIONAL_MAX, "ends all writing to tensors",
+              &pllm_manual_store_seal},
+    [PIN] = {"store pin", "NAME...", 1, PLLM_POSITIONAL_MAX,
+             "keeps tensors on the device, whoever has them open", &pllm_manual_store_pin},
+    [RENAME] = {"store rename", "NAME NEW", 2, 2, "gives a tensor another name",
+                &pllm_manual_store_rename},
 };
 const uint32_t pllm_command_count = sizeof pllm_commands / sizeof pllm_commands[0];
+const uint32_t pllm_model_commands = (1u << STORE) - 1;
 
 #define ON(command) (1u << (command))
 #define ALL UINT32_MAX
+#define MODELS (ON(STORE) - 1) /* the commands before */
+#define CLIENTS (ALL & ~MODELS & ~ON(STORE))
 #define GENERATE (ON(RUN) | ON(CHAT))
 #define AT(field) offsetof(pllm_settings, field)
 
@@ -102,8 +150,9 @@ const pllm_option pllm_options[] = {
           "tokens in the context before timing begins; --suite: 2048,8192,32768,131072"),
     UINTS(batch, "batches", ON(BENCH), "1", 1, 1024,
           "sequences that decode together; --suite: 1,4,8,16"),
-    STRING(shape, ON(BENCH), "NAME", NULL,
-           "in place of MODEL: a published shape, such as llama-2-7b, with --random-weights"),
+    STRING(shape, ON(BENCH) | ON(CREATE), "NAME", NULL,
+           "bench: in place of MODEL, a published shape such as llama-2-7b, with --random-weights; "
+           "store create: the dimensions, such as 2,3 or [2,3], [] for a single number"),
     BOOL(random_weights, ON(BENCH), "makes the weights of --shape, for which there is no file"),
     ENUM(weights, ON(BENCH), "bf16|f32|f16|q8_0|q4_0|q4_1", "bf16", "format of random weights"),
     BOOL(resume, ON(BENCH), "then evicts every KV block and times the next token"),
@@ -120,46 +169,91 @@ const pllm_option pllm_options[] = {
          "of the tensor that bench tensor fills and sums"),
     STRING(log, ON(BENCH), "FILE", "all",
            "of bench pool: a recorded log, or one of those that it makes by name; all of them"),
-    BOOL(json, ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE), "prints JSON"),
+    BOOL(json,
+         ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE) | ON(LS) | ON(STAT) |
+             ON(WATCH),
+         "prints JSON"),
 
-    STRING(device, ALL, "NAME", "host",
-           "where to compute: host, cuda, cuda:1 for the second GPU, or cuda:GPU-... by its UUID"),
-    UINT(threads, ALL, "0", 0, 1024,
+    STRING(socket, CLIENTS, "PATH", NULL,
+           "where the store's daemon listens; $XDG_RUNTIME_DIR/pagedllm/store.sock, or "
+           "/tmp/pagedllm-UID/store.sock where that is not set"),
+    STRING(redis, ON(SERVE), "ADDRESS", NULL,
+           "where tensors are registered: unix://PATH, redis://HOST:PORT, or none; a private "
+           "redis-server, which ends with the daemon, if not given"),
+    STRING(socket_mode, ON(SERVE), "MODE", "0600",
+           "who may connect, as chmod counts: 0660 the socket's group too, 0666 everybody"),
+    SIZE(ready, NULL, ON(SERVE), "512MiB", 0, 0,
+         "memory of each device that may be kept zeroed and exported ahead of need"),
+    SIZE(legacy_memory, NULL, ON(SERVE), "unlimited", 0, 0,
+         "of each GPU for tensors with a CUDA IPC handle, which those made through Redis are"),
+    SIZE(quota, NULL, ON(SERVE), "unlimited", 1, 0, "bytes of tensors a user may own"),
+    UINT(quota_tensors, ON(SERVE), "0", 0, UINT32,
+         "tensors a user may own; 0: as many as there can be"),
+    UINT(clients, ON(SERVE), "1024", 1, 65536, "connections at one time; a user gets a quarter"),
+    STRING(ledger, ON(SERVE), "NAME", NULL,
+           "shares that ledger's limit of device memory with the other processes that name it"),
+    SIZE(ledger_limit, NULL, ON(SERVE), "0", 0, 0, "of the ledger as a whole, where it is new"),
+    SIZE(ledger_minimum, NULL, ON(SERVE), "0", 0, 0,
+         "what this process has in the ledger at all times"),
+    UINT(ledger_priority, ON(SERVE), "0", 0, 1000000,
+         "who has more may make this process give back what is above its minimum"),
+    STRING(dtype, ON(CREATE), "TYPE", "f32",
+           "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 u8 or bool"),
+    STRING(mode, ON(CREATE) | ON(PUT), "MODE", "0600",
+           "who may open it, as chmod counts: 0640 lets the group read"),
+    STRING(
+        prefix, ON(PUT) | ON(GET), "TEXT", NULL,
+        "put: goes before the names in the file; get: takes all tensors whose names begin so, and "
+        "cuts it off"),
+    BOOL(pinned, ON(CREATE) | ON(PUT), "never moves it to host memory"),
+    BOOL(legacy, ON(CREATE) | ON(PUT), "plain memory with a CUDA IPC handle, on a GPU"),
+    BOOL(seal, ON(PUT), "seals it once it is written: nobody can change it, and it may be spilled"),
+    BOOL(replace, ON(PUT), "deletes what has the name already"),
+    BOOL(off, ON(PIN), "takes the pin out again"),
+    UINT(events, ON(WATCH), "0", 0, 0, "ends after so many; 0: when interrupted"),
+
+    {"device", NULL, PLLM_OPTION_STRINGS, ALL, AT(device), "NAME", "host", 0, 0,
+     "where to compute or share: host, cuda, cuda:1 for the second GPU, or cuda:GPU-... by its "
+     "UUID; store serve takes several, store put and get map tensors there"},
+    UINT(threads, MODELS, "0", 0, 1024,
          "processor threads; 0: as many as this process may use; a GPU's passes need one"),
-    SIZE(vram_limit, "vram_size", ALL, "unlimited", 0, 0,
+    SIZE(vram_limit, "vram_size", MODELS | ON(SERVE), "unlimited", 0, 0,
          "all device memory together, weights too; on a GPU also its context, code and libraries, "
-         "as the driver counts them; bench tensor: of the tensor's pages"),
-    SIZE(kv_limit, NULL, ALL, "unlimited", 0, 0, "device memory for the blocks of the KV cache"),
-    SIZE(host_memory, NULL, ALL, "unlimited", 0, 0,
+         "as the driver counts them; bench tensor: of the tensor's pages; store serve: of each "
+         "device's tensors"),
+    SIZE(kv_limit, NULL, MODELS, "unlimited", 0, 0, "device memory for the blocks of the KV cache"),
+    SIZE(host_memory, NULL, MODELS | ON(SERVE), "unlimited", 0, 0,
          "host memory for blocks that left the device; on a GPU it is pinned, and all of it when "
-         "opening if a size is given; streamed weights lie beside it"),
-    STRING(nvme_path, ALL, "DIR", NULL,
+         "opening if a size is given; streamed weights lie beside it; store serve: for sealed "
+         "tensors that made way, of each device: half the machine's if not given, 0 for none"),
+    STRING(nvme_path, MODELS, "DIR", NULL,
            "folder of the spill file; ~/.cache/pagedllm if only --nvme-size is given"),
-    SIZE(nvme_size, NULL, ALL, "0", 0, 0,
+    SIZE(nvme_size, NULL, MODELS, "0", 0, 0,
          "size of the spill file; 0: none, but with --nvme-path what the context needs"),
-    SIZE(page_size, NULL, ALL, "2MiB", 64 * KIB, GIB,
+    SIZE(page_size, NULL, MODELS, "2MiB", 64 * KIB, GIB,
          "bytes of a page of bench tensor, 4MiB if it is larger than --vram-limit; refused "
          "elsewhere: KV pages are blocks of 32 tokens, "
          "weights move by layers"),
-    ENUM(policy, ALL, "static|lru|2q", "static",
+    ENUM(policy, MODELS, "static|lru|2q", "static",
          "which pages stay: a fixed share, the latest used, or the often used; on a GPU: among "
          "those "
          "that no running sequence holds"),
-    ENUM(prefetch_strategy, ALL, "sequential|none", "sequential",
+    ENUM(prefetch_strategy, MODELS, "sequential|none", "sequential",
          "which pages are fetched ahead of their use; on a GPU a pass plans that itself"),
-    ENUM(kv_format, ALL, "auto|f32|f16|bf16|int8|int4", "auto",
+    ENUM(kv_format, MODELS, "auto|f32|f16|bf16|int8|int4", "auto",
          "of the KV cache; auto: f32 for f32 checkpoints, and on the host for bf16 ones; else f16"),
     ENUM(
-        compute, ALL, "auto|f32|bf16", "auto",
+        compute, MODELS, "auto|f32|bf16", "auto",
         "arithmetic; auto: f32, but quantised weights meet 15-bit activations as two int8 "
         "products; "
         "on a GPU tensor cores with f32 sums: bf16, or f16 for f16 weights (f32 checkpoints: f32)"),
-    SIZE(link_bandwidth, NULL, ALL, "unlimited", 1, 0,
+    SIZE(link_bandwidth, NULL, MODELS, "unlimited", 1, 0,
          "bytes a second of the host device's simulated link; a GPU has a real one: refused"),
-    FLOAT(link_latency_us, ALL, "0", 0, 1000000, "microseconds a copy of that link takes besides"),
-    ENUM(disk_io, ALL, "auto|uring|pread", "auto", "how the spill file is read and written"),
-    BOOL(stats, ALL, "prints what moved and how long it took, on standard error"),
-    STRING(stats_json, ALL, "FILE", NULL, "writes the same as JSON"),
+    FLOAT(link_latency_us, MODELS, "0", 0, 1000000,
+          "microseconds a copy of that link takes besides"),
+    ENUM(disk_io, MODELS, "auto|uring|pread", "auto", "how the spill file is read and written"),
+    BOOL(stats, MODELS, "prints what moved and how long it took, on standard error"),
+    STRING(stats_json, MODELS, "FILE", NULL, "writes the same as JSON"),
     ENUM(log_level, ALL, "error|warn|info|debug", "warn", "the least important messages to show"),
     ENUM(log_format, ALL, "text|json", "text", "of messages on standard error"),
     STRING(config, ALL, "FILE", NULL, "reads options from lines name = value"),

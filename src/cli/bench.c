@@ -57,7 +57,7 @@ static pllm_dtype kv_dtype(const cli_program *cli, pllm_dtype weights)
         [PLLM_OPTION_KV_INT4] = PLLM_INT4,
     };
     if (cli->settings->kv_format != PLLM_OPTION_KV_AUTO) return types[cli->settings->kv_format];
-    int on_host = strcmp(cli->settings->device, "host") == 0;
+    int on_host = strcmp(cli->settings->device.last, "host") == 0;
     return weights == PLLM_F32 || (weights == PLLM_BF16 && on_host) ? PLLM_F32 : PLLM_F16;
 }
 
@@ -84,7 +84,7 @@ int bench_memory_of(cli_program *cli, const bench_plan *plan, bench_memory *memo
                                batch * s->layer_count * pllm_kv_block_bytes(&kv, kv.open);
         memory_out->other_bytes =
             (rows * row + partials * (s->head_dim + 2) + 16ull * s->vocab_size) * sizeof(float);
-        if (strcmp(cli->settings->device, "host") != 0)
+        if (strcmp(cli->settings->device.last, "host") != 0)
             memory_out->other_bytes += 1 << 30; /* code, libraries and their workspaces */
     }
     pllm_model_close(model);
@@ -102,7 +102,7 @@ int bench_fits(const cli_program *cli, const bench_memory *memory, const cli_ban
     const pllm_settings *s = cli->settings;
     uint64_t need = memory->weight_bytes + memory->kv_bytes + memory->other_bytes;
     uint64_t room = machine->device.free_bytes, below = 0;
-    if (strcmp(s->device, "host") != 0) {
+    if (strcmp(s->device.last, "host") != 0) {
         room = least_of(room, s->vram_limit);
         if (below_device) {
             below = least_of(s->host_memory, machine->memory.host.free_bytes / 10 * 9);

@@ -33,6 +33,7 @@ typedef struct cli_program {
 
 /* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */
 int cli_interrupted(void);
+int cli_signal_fd(void);    /* can be read from once a signal has come */
 int cli_canceled(void); /* ECANCELED with its sentence */
 /* From now on a model file (positionals[0]) that is cut short ends the program with a sentence. */
 void cli_watch_model(const pllm_settings *settings);
@@ -112,5 +113,6 @@ int command_tokenize(cli_program *cli);
 int command_detokenize(cli_program *cli);
 int command_doctor(cli_program *cli);
 int command_trace(cli_program *cli);
+int command_store(cli_program *cli); /* every "store ..." */
 
 #endif

@@ -43,7 +43,7 @@ void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine
     choice->options = (pllm_engine_options){
         .struct_bytes = sizeof choice->options,
         .threads = (uint32_t)settings->threads,
-        .device = settings->device,
+        .device = settings->device.last,
         .vram_limit_bytes = settings->vram_limit,
         .kv_limit_bytes = settings->kv_limit,
         .host_memory_bytes = settings->host_memory,

@@ -35,6 +35,11 @@ int cli_interrupted(void)
     return caught_signal;
 }
 
+int cli_signal_fd(void)
+{
+    return signal_pipe[0];
+}
+
 int cli_canceled(void)
 {
     return pllm_fail(PLLM_ECANCELED, 0, "interrupted by %s",
@@ -83,6 +88,7 @@ static int (*find_command(const char *name))(cli_program *)
         {"trace", command_trace},
         {"doctor", command_doctor},
     };
+    if (strncmp(name, "store ", 6) == 0) return command_store;
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(commands[i].name, name) == 0) return commands[i].run;
     return NULL;
@@ -133,6 +139,21 @@ static int check_bench(const pllm_settings *settings)
     return PLLM_OK;
 }
 
+static int check_store(const pllm_settings *settings)
+{
+    if (strcmp(settings->command, "store create") == 0 && !settings->shape)
+        return pllm_fail(PLLM_EINVAL, 0, "store create needs --shape, such as 2,3");
+    if (settings->vram_limit == 0)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "--vram-limit 0 leaves no room for tensors: give a size such as 24GB");
+    int get = strcmp(settings->command, "store get") == 0;
+    if (get && !settings->prefix && settings->positional_count < 2)
+        return pllm_fail(PLLM_EINVAL, 0, "store get needs NAME and FILE, or --prefix and FILE");
+    if (get && settings->prefix && settings->positional_count > 1)
+        return pllm_fail(PLLM_EINVAL, 0, "store get takes names or --prefix, not both");
+    return PLLM_OK;
+}
+
 /* What a command cannot do without. */
 static int check_given(const pllm_settings *settings)
 {
@@ -151,23 +172,25 @@ static int check_given(const pllm_settings *settings)
 /* What is given and could have no effect is refused, not ignored. */
 static int check(const pllm_settings *settings)
 {
+    for (uint32_t i = 0; i < settings->device.count; i++)
+        if (pllm_device_name_check(settings->device.items[i]) < 0) return PLLM_EINVAL;
+    if (strncmp(settings->command, "store ", 6) == 0) return check_store(settings);
     bool tensor = cli_is_tensor(settings);
     if (!tensor && pllm_settings_given(settings, "page_size"))
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "--page-size is the size of bench tensor's pages: leave it out (a model's "
                          "KV pages are blocks of 32 tokens, its weights move by layers)");
     static const char *const link[] = {"link_bandwidth", "link_latency_us"};
-    for (int i = 0; i < 2 && pllm_device_name_is_cuda(settings->device); i++)
+    for (int i = 0; i < 2 && pllm_device_name_is_cuda(settings->device.last); i++)
         if (pllm_settings_given(settings, link[i]))
             return pllm_fail(PLLM_EINVAL, 0,
                              "--link-%s simulates a link for --device host, but %s has its own: "
                              "leave it out",
-                             i ? "latency-us" : "bandwidth", settings->device);
+                             i ? "latency-us" : "bandwidth", settings->device.last);
     if (settings->vram_limit == 0 || settings->kv_limit == 0)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--%s 0 leaves nothing to work in: give a size such as 24GB, or unlimited",
                          settings->vram_limit == 0 ? "vram-limit" : "kv-limit");
-    if (pllm_device_name_check(settings->device) < 0) return PLLM_EINVAL;
     for (uint32_t i = 0; i < settings->stop.count; i++)
         if (settings->stop.items[i][0] == '\0')
             return pllm_fail(PLLM_EINVAL, 0, "--stop is empty: give the text to stop before");
@@ -192,7 +215,9 @@ static int run(const pllm_settings *settings, const pllm_context *context)
         if (!command)
             pllm_fail(PLLM_EINVAL, 0, "'%s' is no command: see pagedllm --help", settings->command);
         if (!command || check(settings) < 0) return complain(settings, 2);
-        cli_watch_model(settings);
+        if (strncmp(settings->command, "store ", 6) != 0 ||
+            strcmp(settings->command, "store put") == 0)
+            cli_watch_model(settings);
         int status = command(&cli);
         cli_output_discard(&cli.stats);
         if (status < 0) {

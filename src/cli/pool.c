@@ -467,7 +467,7 @@ static int bench_open(pool_bench *b)
 {
     pllm_host_device_options host = {.struct_bytes = sizeof host};
     int status =
-        pllm_device_open_name(b->cli->context, b->cli->settings->device, &host, &b->device);
+        pllm_device_open_name(b->cli->context, b->cli->settings->device.last, &host, &b->device);
     if (status < 0) return status;
     b->ops = b->device->ops;
     b->clock_ns = time_of_clock();

@@ -71,7 +71,7 @@ static json_t *cell_json(const suite *s, const suite_cell *c)
 json_t *suite_json(const suite *s)
 {
     json_t *root = json_object(), *list = json_array();
-    json_object_set_new(root, "device", json_string(s->cli->settings->device));
+    json_object_set_new(root, "device", json_string(s->cli->settings->device.last));
     json_object_set_new(root, "device_name", cli_json_text(s->machine.device.name));
     json_object_set_new(root, "device_read_bytes_per_second",
                         json_real(s->machine.read_bytes_per_second));
@@ -115,7 +115,7 @@ static void write_markdown(const suite *s, FILE *file)
             "carries %.1f GB/s. Decode: tokens a second over all sequences. Of bound: the least "
             "time a step could take, by the bytes it reads or must move, over the median step. "
             "Prefill: filling the context; first token: of one sequence.\n",
-            s->cli->settings->device, s->machine.device.name,
+            s->cli->settings->device.last, s->machine.device.name,
             s->machine.read_bytes_per_second * 1e-9, s->machine.link_bytes_per_second * 1e-9);
     for (uint32_t m = 0; m < s->model_count; m++) {
         const suite_cell *cells = &s->cells[m * each];
@@ -263,7 +263,7 @@ static void keep_point(suite *s, json_t *point)
 static int alike(const suite *s, const json_t *root)
 {
     json_t *own = settings_json(s);
-    int same = is(root, "device", s->cli->settings->device) &&
+    int same = is(root, "device", s->cli->settings->device.last) &&
                is(root, "device_name", s->machine.device.name) &&
                json_equal(own, json_object_get(root, "settings"));
     json_decref(own);

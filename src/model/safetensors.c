@@ -59,14 +59,14 @@ static int parse_shape(const char *file, const char *shown, const pllm_json_node
                        pllm_safetensors_view *view)
 {
     const pllm_json_node *shape = pllm_json_member(entry, "shape");
-    uint32_t rank = shape && shape->kind == PLLM_JSON_ARRAY ? shape->count : 5;
-    if (rank > 4)
+    uint32_t rank = shape && shape->kind == PLLM_JSON_ARRAY ? shape->count : UINT32_MAX;
+    if (rank > PLLM_SAFETENSORS_RANK_MAX)
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
-                         "%s: tensor %s has no shape, or one of more than 4 dimensions", file,
-                         shown);
+                         "%s: tensor %s has no shape, or one of more than %d dimensions", file,
+                         shown, PLLM_SAFETENSORS_RANK_MAX);
     uint64_t bytes = view->element_bytes;
     view->tensor.rank = rank;
-    for (uint32_t i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < PLLM_SAFETENSORS_RANK_MAX; i++) {
         const pllm_json_node *dim = i < rank ? pllm_json_at(shape, i) : NULL;
         int64_t size = dim ? dim->integer : 1;
         if ((dim && dim->kind != PLLM_JSON_INTEGER) || size < 0 ||
@@ -75,7 +75,8 @@ static int parse_shape(const char *file, const char *shown, const pllm_json_node
                              "%s: tensor %s has a dimension %u that is no size, or its shape "
                              "overflows",
                              file, shown, i);
-        view->tensor.shape[i] = (uint64_t)size;
+        view->shape[i] = (uint64_t)size;
+        if (i < 4) view->tensor.shape[i] = (uint64_t)size;
     }
     view->tensor.bytes = bytes;
     return PLLM_OK;

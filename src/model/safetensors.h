@@ -12,10 +12,13 @@
 
 typedef struct pllm_safetensors pllm_safetensors; /* opaque */
 
+enum { PLLM_SAFETENSORS_RANK_MAX = 8 };
+
 typedef struct pllm_safetensors_view {
     pllm_tensor_view tensor; /* tensor.dtype is PLLM_DTYPE_COUNT for an integer or bool tensor */
     const char *dtype_name;  /* "F32", "I64", ...: static storage */
     uint32_t element_bytes;
+    uint64_t shape[PLLM_SAFETENSORS_RANK_MAX]; /* tensor.shape has the first four; 1 past rank */
 } pllm_safetensors_view;
 
 /* Ownership: caller owns *out; views point into it. Errors: as pllm_model_open. */

@@ -15,7 +15,7 @@ int fuzz_parses(const uint8_t *data, size_t size)
         const pllm_safetensors_view *view = pllm_safetensors_at(file, i);
         const pllm_tensor_view *tensor = &view->tensor;
         uint64_t elements = 1;
-        for (uint32_t j = 0; j < 4; j++) elements *= tensor->shape[j];
+        for (uint32_t j = 0; j < PLLM_SAFETENSORS_RANK_MAX; j++) elements *= view->shape[j];
         FUZZ_CHECK(elements * view->element_bytes == tensor->bytes);
         FUZZ_CHECK(tensor->file_offset == header_bytes + total);
         FUZZ_CHECK((const uint8_t *)tensor->data == data + tensor->file_offset);

@@ -61,7 +61,7 @@ static void defaults(void **state)
     assert_string_equal(s->command, "run");
     assert_int_equal(s->positional_count, 1);
     assert_string_equal(s->positionals[0], "m.gguf");
-    assert_string_equal(s->device, "host");
+    assert_string_equal(s->device.last, "host");
     assert_int_equal(s->threads, 0);
     assert_true(s->vram_limit == PLLM_SIZE_UNLIMITED && s->kv_limit == PLLM_SIZE_UNLIMITED);
     assert_int_equal(s->page_size, 2 << 20);
@@ -197,6 +197,12 @@ static void wrong_arguments(void **state)
     refused("run m --tmeperature=1", NULL,
             "\"--tmeperature=1\" is not an option; did you mean --temp");
     refused("run m --frobnicate", NULL, "pagedllm run --help");
+    refused("store", NULL, "store needs a command; see pagedllm store --help");
+    refused("store zzzz", NULL, "is not a command of store; see pagedllm store --help");
+    refused("store putt", NULL, "did you mean put?");
+    refused("store~put f", NULL, "is not a command");
+    refused("store ls --redis x", NULL, "store ls does not take --redis");
+    refused("store rename a", NULL, "store rename needs NAME NEW");
     refused("run m -t 4", NULL, "\"-t\" is not an option");
     refused("run m --=x", NULL, "is not an option");
     refused("run m --threads", NULL, "--threads needs a value: --threads N");
@@ -271,6 +277,22 @@ static void wrong_config(void **state)
     pllm_settings_close(s);
 }
 
+/* A device counts once for all commands but the daemon, which takes several. */
+static void devices_add_up(void **state)
+{
+    (void)state;
+    const char *environment[] = {"PAGEDLLM_DEVICE=cuda:3", NULL};
+    pllm_settings *s = load("store serve --device host --device cuda:1", environment);
+    assert_int_equal(s->device.count, 2);
+    assert_string_equal(s->device.items[0], "host");
+    assert_string_equal(s->device.last, "cuda:1");
+    pllm_settings_close(s);
+    s = load("store serve", environment);
+    assert_int_equal(s->device.count, 1);
+    assert_string_equal(s->device.last, "cuda:3");
+    pllm_settings_close(s);
+}
+
 static void help_shows_the_whole_table(void **state)
 {
     (void)state;
@@ -285,7 +307,7 @@ static void help_shows_the_whole_table(void **state)
             strcat(flag, pllm_options[i].name);
             for (char *at = flag; *at; at++)
                 if (*at == '_') *at = '-';
-            strcat(flag, pllm_options[i].argument ? " " : "");
+            strcat(flag, " "); /* --legacy is not --legacy-memory */
             const char *at = strstr(text, flag);
             if ((at != NULL) != (pllm_options[i].commands >> c & 1)) fail_msg("%s", flag);
         }
@@ -299,6 +321,14 @@ static void help_shows_the_whole_table(void **state)
     s = load("help bench", NULL);
     assert_true(s->help);
     assert_string_equal(s->command, "bench");
+    pllm_settings_close(s);
+    s = load("help store put", NULL);
+    assert_true(s->help);
+    assert_string_equal(s->command, "store put");
+    pllm_settings_close(s);
+    s = load("store --help", NULL);
+    assert_true(s->help);
+    assert_string_equal(s->command, "store");
     pllm_settings_close(s);
     s = load("run -h", NULL); /* needs no MODEL */
     assert_true(s->help);
@@ -371,6 +401,7 @@ int main(void)
         cmocka_unit_test(flag_beats_environment_beats_config_beats_default),
         cmocka_unit_test(wrong_arguments),
         cmocka_unit_test(wrong_config),
+        cmocka_unit_test(devices_add_up),
         cmocka_unit_test(help_shows_the_whole_table),
         cmocka_unit_test(texts_read_back),
         cmocka_unit_test(memory_may_run_out),

@@ -377,8 +377,8 @@ static void test_safetensors(void **state)
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905],"
          "\"data_offsets\":[0,4]}} ",
          4, PLLM_ECORRUPT, "overflows"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
-         PLLM_EUNSUPPORTED, "more than 4"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+         PLLM_EUNSUPPORTED, "more than 8"},
         {"{\"a\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[0,4]},"
          "\"b\":{\"dtype\":\"I8\",\"shape\":[4],\"data_offsets\":[3,7]}}",
          7, PLLM_ECORRUPT, "overlap"},
