@@ -126,7 +126,7 @@ static uint64_t block_unmap(pllm_pool *pool, uint32_t b, uint64_t page_max)
 {
     pool_block *block = block_of(pool, b);
     uint64_t first = page_up(pool, block->offset), end = page_down(pool, end_of(block));
-    if (first >= end || pool->unused_count < 2 || page_max == 0) return 0;
+    if (first >= end || pool->unused_count < BLOCKS_SPARE || page_max == 0) return 0;
     if (end - first > page_max) first = end - page_max;
     uint64_t start = first * pool->chunk_bytes, bytes = (end - first) * pool->chunk_bytes;
     pool_take(pool, b);
@@ -275,7 +275,8 @@ static uint64_t beyond_kept(const pllm_pool *pool, const window *w)
 /* A free block that fits may be the wrong place all the same: whole pages are what can be mapped
  * elsewhere, and what lies in pages that others use is good for nothing else. While little is free,
  * large blocks are put where they use up the fewest whole pages, if that takes no new memory; free
- * block b is where it would be put otherwise. Without this, transformer logs reserve up to 14% more
+ * block b is where it would be put otherwise. 1: done; 0: b is as good; a failure: b may have
+ * changed. Without this, transformer logs reserve up to 14% more
  * than was asked for, with it 8%. */
 int pool_save(pllm_pool *pool, uint32_t owner, uint64_t bytes, uint32_t b, uint32_t *block_out)
 {
@@ -290,7 +291,8 @@ int pool_save(pllm_pool *pool, uint32_t owner, uint64_t bytes, uint32_t b, uint3
     if (!w.first || w.cost >= cost) return 0;
     uint64_t elsewhere = beyond_kept(pool, &w);
     if (pages_elsewhere(pool, &w, elsewhere, 0) < elsewhere) return 0;
-    return window_use(pool, &w, bytes, elsewhere, block_out) == PLLM_OK;
+    int status = window_use(pool, &w, bytes, elsewhere, block_out);
+    return status < 0 ? status : 1;
 }
 
 /* ---- the whole ---- */

@@ -184,7 +184,9 @@ static int take_block(pllm_pool *pool, uint32_t owner, uint64_t bytes, uint32_t 
 {
     uint32_t b = pool->unused_count < BLOCKS_SPARE ? 0 : pool_find(pool, owner, bytes);
     if (!b) return pool_obtain(pool, owner, bytes, block_out);
-    if (pool_save(pool, owner, bytes, b, block_out)) return PLLM_OK;
+    int saved = pool_save(pool, owner, bytes, b, block_out);
+    if (saved > 0) return PLLM_OK;
+    if (saved < 0) return pool_obtain(pool, owner, bytes, block_out); /* b may be gone */
     pool_take(pool, b);
     *block_out = pool_carve(pool, b, 0, bytes);
     return PLLM_OK;

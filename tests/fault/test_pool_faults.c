@@ -58,6 +58,8 @@ static pllm_pool_stats look(const world *w)
         assert_int_equal(status_, PLLM_OK);                      \
     } while (0)
 
+static void work_saving(world *w);
+
 static void work(world *w)
 {
     uint64_t a, b, c, d, small, other;
@@ -93,6 +95,27 @@ static void work(world *w)
     STEP(w, pllm_pool_allocate(w->pool, 6 * CHUNK, w->streams[0], &other));
     STEP(w, pllm_pool_free(w->pool, other, 0, w->streams[0]));
     STEP(w, pllm_pool_set_limit(w->pool, 6 * CHUNK));
+    work_saving(w);
+}
+
+/* A large block goes where it uses up the fewest pages, for which others move. */
+static void work_saving(world *w)
+{
+    uint64_t gap, large, at[2];
+    pllm_pool_options options = {
+        .struct_bytes = sizeof options, .block_max = 256, .capacity_bytes = 64 * CHUNK};
+    pllm_pool_close(w->pool);
+    w->pool = NULL;
+    STEP(w, pllm_pool_open(w->context, w->device, &options, &w->pool));
+    STEP(w, pllm_pool_allocate(w->pool, 9 * CHUNK + CHUNK / 2, NULL, &at[0]));
+    STEP(w, pllm_pool_allocate(w->pool, 4 * CHUNK, NULL, &gap));
+    STEP(w, pllm_pool_allocate(w->pool, 9 * CHUNK + CHUNK / 2, NULL, &at[1]));
+    STEP(w, pllm_pool_free(w->pool, gap, 0, NULL));
+    STEP(w, pllm_pool_allocate(w->pool, 6 * CHUNK, NULL, &large));
+    STEP(w, pllm_pool_free(w->pool, large, 0, NULL));
+    STEP(w, pllm_pool_allocate(w->pool, 4 * CHUNK, NULL, &gap));
+    pllm_pool_check(w->pool);
+    STEP(w, pllm_pool_allocate(w->pool, 5 * CHUNK, NULL, &large));
 }
 
 static void clean(world *w)

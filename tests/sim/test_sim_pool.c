@@ -41,7 +41,7 @@ typedef struct world {
     uint8_t expect[PROBES];
     uint32_t probe_count;
     pllm_pool_stats model;
-    uint32_t refused, handed, pended;
+    uint32_t refused, handed, pended, few_blocks;
 } world;
 
 static uint64_t draw(world *w, uint64_t below)
@@ -99,7 +99,7 @@ static void step_allocate(world *w)
     s.bytes = scale + draw(w, scale);
     int status = pllm_pool_allocate(w->pool, s.bytes, w->streams[s.stream], &s.address);
     if (status < 0) {
-        assert_int_equal(status, PLLM_ENODEVMEM);
+        if (status != PLLM_ELIMIT || !w->few_blocks) assert_int_equal(status, PLLM_ENODEVMEM);
         w->refused++;
         w->model.failed_calls++;
         return;
@@ -223,8 +223,9 @@ static void open_world(world *w, uint64_t seed)
                                    .capacity_bytes = (LIMIT - draw(w, 4)) * CHUNK,
                                    .chunk_bytes = CHUNK,
                                    .latency_ns_max = 2000};
+    w->few_blocks = draw(w, 3) == 0;
     pllm_pool_options options = {.struct_bytes = sizeof options,
-                                 .block_max = 2048,
+                                 .block_max = w->few_blocks ? 32 + (uint32_t)draw(w, 64) : 2048,
                                  .limit_bytes = LIMIT * CHUNK,
                                  .capacity_bytes = 4 * LIMIT * CHUNK,
                                  .wait_us = 1 + (uint32_t)draw(w, 3)};
