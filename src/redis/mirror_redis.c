@@ -303,11 +303,12 @@ static int clean(writer *w, uint64_t round)
     return PLLM_OK;
 }
 
-static int registration_end(writer *w)
+/* The key goes first: if Redis loses its data in between, it goes too, and that is noticed. */
+static int registration_begin(writer *w, uint64_t round)
 {
-    if (clean(w, w->round) < 0) return PLLM_EIO;
+    w->round = round;
     return reply_is_ok(
-               redisCommand(w->redis, "SET tensor-store:%s %" PRIu64, w->mirror->node, w->round))
+               redisCommand(w->redis, "SET tensor-store:%s %" PRIu64, w->mirror->node, round))
                ? PLLM_OK
                : PLLM_EIO;
 }
@@ -316,17 +317,20 @@ static int registration_end(writer *w)
 static int send_taken(writer *w)
 {
     const mirror_op *ops = w->taken.ops;
+    int result = PLLM_OK; /* ESTALE does not stop what follows: there are answers in it */
     for (uint32_t i = 0, end; i < w->taken.count; i = end) {
         for (end = i; end < w->taken.count && end - i < BATCH && ops[end].kind < MIRROR_BEGIN;)
             end++;
         int status = send_batch(w, ops + i, end - i);
-        if (status < 0) return status;
+        if (status == PLLM_EIO) return status;
+        if (status < 0) result = status;
         if (end == w->taken.count || ops[end].kind < MIRROR_BEGIN) continue;
-        if (ops[end].kind == MIRROR_BEGIN) w->round = ops[end].record.generation;
-        if (ops[end].kind == MIRROR_END && registration_end(w) < 0) return PLLM_EIO;
+        status = ops[end].kind == MIRROR_BEGIN ? registration_begin(w, ops[end].record.generation)
+                                               : clean(w, w->round);
+        if (status < 0) return status;
         end++;
     }
-    return PLLM_OK;
+    return result;
 }
 
 /* Does Redis have the registration in force? OK; ESTALE: not; EIO: the connection broke. */
@@ -380,9 +384,14 @@ static int take(writer *w)
                                 .tv_nsec = (long)(until % SECOND)};
     pthread_mutex_lock(&mirror->lock);
     int timed_out = 0;
-    while (!mirror->stop && !mirror->list.count && timed_out != ETIMEDOUT)
+    /* Before a registration there are only answers, and what they speak of is not in Redis yet. */
+    while (!mirror->stop && !(mirror->list.count && mirror->open) && timed_out != ETIMEDOUT)
         timed_out = pthread_cond_timedwait(&mirror->work, &mirror->lock, &at);
-    int result = mirror->list.count ? 1 : mirror->stop ? -1 : 0;
+    int result = mirror->list.count && mirror->open ? 1 : mirror->stop ? -1 : 0;
+    if (result <= 0) {
+        pthread_mutex_unlock(&mirror->lock);
+        return result;
+    }
     const mirror_list empty = w->taken;
     w->taken = mirror->list;
     mirror->list = empty;
