@@ -123,7 +123,8 @@ static int map_begin(pllm_vmm_pool *pool, uint32_t page_first, uint32_t page_end
         return pllm_region_map_begin(pool->region, page_first, count, work);
     int status = pay(pool, page_first, page_end, ahead, &paid);
     if (status < 0) return status;
-    wait_for_mapper(pool); /* somebody may have begun meanwhile */
+    wait_for_mapper(pool);                          /* somebody may have begun meanwhile */
+    if (ahead && pool->point_count == 0) count = 0; /* somebody needs it: all is credited */
     return pllm_region_map_paid(pool->region, page_first, count, paid, work);
 }
 
@@ -484,11 +485,12 @@ uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes)
     pllm_region_stats_get(pool->region, &stats);
     freed = pllm_region_trim(pool->region,
                              pages < stats.kept_count ? stats.kept_count - (uint32_t)pages : 0);
-    if (freed >= bytes || pool->idle_count == 0) return freed;
-    wait_for_mapper(pool);
+    if (freed >= bytes) return freed;
+    pool->point_count = 0; /* nothing comes back before somebody grows */
+    wait_for_mapper(pool); /* who maps ahead right now, too */
+    if (pool->idle_count == 0) return freed;
     pllm_region_work work = {0};
     uint64_t wanted = pages - freed / pool->page_bytes;
-    pool->point_count = 0; /* nothing comes back before somebody grows */
     for (uint32_t page = pool->page_max; page-- > 0 && work.moving_count < wanted;) {
         if (pool->idle_count == 0) break;
         leave_idle(pool, page, page + 1, &work);
