@@ -505,6 +505,10 @@ int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const 
         return pllm_fail(PLLM_EPERM, 0,
                          "\"%.*s\" belongs to user %u, who has not offered it yet: try again",
                          (int)name_bytes, name, offer->uid);
+    for (uint32_t i = 0; i < DELETED_OLD; i++)
+        if (registry->deleted_old[i] == offer->old_generation)
+            return pllm_fail(PLLM_ESTALE, 0, "\"%.*s\" was deleted meanwhile", (int)name_bytes,
+                             name);
     status = slot_take(registry, offer->uid, name, name_bytes, &offer->spec, &t);
     if (status < 0) return status;
     status = first_reference(registry, t, l, offer->writable);
@@ -520,6 +524,7 @@ int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const 
     t->record.fence_value = offer->fence_value == UINT64_MAX ? 0 : offer->fence_value;
     t->record.fence_epoch = offer->fence_epoch;
     t->old_generation = offer->old_generation;
+    t->adopt_open = 1;
     registry->references[t->references].fence_epoch = offer->fence_epoch;
     *slot_out = t->record.slot;
     *fresh_out = 1;
@@ -530,8 +535,8 @@ void pllm_registry_adopt_end(pllm_registry *registry)
 {
     for (uint32_t i = 0; i < registry->tensor_max; i++) {
         tensor *t = &registry->tensors[i];
-        if (!t->old_generation || !pllm_registry_named(t)) continue;
-        t->old_generation = 0;
+        if (!t->adopt_open || !pllm_registry_named(t)) continue;
+        t->adopt_open = 0;
         if (t->record.writer_count || t->record.fence_poisoned ||
             t->record.flags & PLLM_STORE_FLAG_SEALED)
             continue;
@@ -557,8 +562,12 @@ int pllm_registry_delete(pllm_registry *registry, const pllm_store_peer *peer, u
     (void)now_ns;
     int status = named_check(registry, slot);
     if (status == PLLM_OK) status = owner_check(registry, peer, &registry->tensors[slot], "delete");
-    if (status == PLLM_OK) pllm_registry_end(registry, &registry->tensors[slot]);
-    return status;
+    if (status < 0) return status;
+    tensor *t = &registry->tensors[slot];
+    if (t->old_generation)
+        registry->deleted_old[registry->deleted_old_next++ % DELETED_OLD] = t->old_generation;
+    pllm_registry_end(registry, t);
+    return PLLM_OK;
 }
 
 int pllm_registry_rename(pllm_registry *registry, const pllm_store_peer *peer, uint32_t slot,

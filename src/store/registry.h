@@ -117,7 +117,7 @@ int pllm_registry_quota_set(pllm_registry *registry, uint32_t uid, uint64_t byte
                             uint32_t count_max);
 
 /* ---- leases ---- */
-/* expires_ns: of TIMED only. Errors: ELIMIT (no lease is free). */
+/* expires_ns: of TIMED only. Errors: ELIMIT (none is free; a quarter is for connections only). */
 int pllm_registry_lease_open(pllm_registry *registry, pllm_store_lease_kind kind,
                              const pllm_store_peer *peer, uint64_t expires_ns,
                              pllm_store_lease *lease_out);
@@ -132,8 +132,9 @@ typedef enum pllm_store_end {                           /* how a lease ended */
 void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease lease, pllm_store_end end,
                                uint64_t now_ns);
 /* A connection ended, but its process lives and may have memory mapped: the lease becomes one of
- * kind PID that is but an importer (so memory comes back when the process ends), or ends at once if
- * it imports nothing. Opens are dropped, as for DIED, or CLEAN. */
+ * kind PID that is but an importer (so memory comes back when the process ends), or joins the one
+ * that its process has, or ends at once if it imports nothing. Opens are dropped, as for DIED, or
+ * CLEAN. */
 void pllm_registry_lease_orphan(pllm_registry *registry, pllm_store_lease lease, pllm_store_end end,
                                 uint64_t now_ns);
 int pllm_registry_lease_renew(pllm_registry *registry, pllm_store_lease lease,
@@ -173,9 +174,10 @@ void pllm_registry_abort(pllm_registry *registry, uint32_t slot); /* as if never
 
 /* At a daemon's return, a client offers what it holds. The first offer of (name, old_generation)
  * takes a slot as create does, with *fresh_out 1: adopt the memory, then commit or abort. Later
- * ones get a reference to that tensor (*fresh_out 0). Errors: as create; EEXIST where name stands
- * for something else; EPERM where the offer is a first one, and peer is not its owner (spec_uid).
- */
+ * ones get a reference to that tensor (*fresh_out 0).
+ * Errors: as create; EEXIST where name stands for something else; EPERM where the offer is a first
+ * one, and who offers is not its owner (try again); ESTALE where it was deleted since; EBUSY
+ * (bare): the first is under way. */
 typedef struct pllm_registry_offer {
     pllm_registry_spec spec;
     uint32_t uid, gid;       /* whose it was */
@@ -187,8 +189,9 @@ typedef struct pllm_registry_offer {
 int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease lease, const char *name,
                         size_t name_bytes, const pllm_registry_offer *offer, uint64_t now_ns,
                         uint32_t *slot_out, uint32_t *fresh_out);
-/* No more offers are awaited: an adopted tensor that is neither sealed nor open for writing has
- * lost its producer, and its fence is poisoned. */
+/* Producers have had time to offer: an adopted tensor that is neither sealed nor open for writing
+ * has lost its own, and its fence is poisoned. Concerns what was adopted since the last call;
+ * offers are still taken. */
 void pllm_registry_adopt_end(pllm_registry *registry);
 
 /* The slot behind a name, or behind slot and generation. Errors: ENOTFOUND, ESTALE. */

@@ -108,7 +108,7 @@ static void users_check(const pllm_registry *registry)
 
 static void leases_check(const pllm_registry *registry)
 {
-    uint32_t leases = 0, timed = 0, references = 0;
+    uint32_t leases = 0, timed = 0, sockets = 0, references = 0;
     for (uint32_t i = 0; i < registry->lease_max; i++) {
         const lease *l = &registry->leases[i];
         if (!l->kind) continue;
@@ -123,9 +123,11 @@ static void leases_check(const pllm_registry *registry)
         leases++;
         references += count;
         timed += l->kind == PLLM_STORE_LEASE_TIMED;
+        sockets += l->kind == PLLM_STORE_LEASE_SOCKET;
         if (l->kind == PLLM_STORE_LEASE_TIMED) assert(l->expires_ns >= registry->next_expiry_ns);
     }
     assert(leases == registry->lease_count && timed == registry->timed_count);
+    assert(sockets == registry->socket_count);
     assert(references == registry->reference_count);
 }
 

@@ -25,6 +25,7 @@
 #include "store/registry.h"
 
 #define NONE UINT32_MAX
+enum { DELETED_OLD = 512 };
 
 typedef struct user {
     uint32_t uid, count, count_max;
@@ -57,6 +58,7 @@ typedef struct tensor {
     uint32_t doomed;         /* CREATING, and its lease is gone */
     uint32_t freeing;        /* FREE was asked for */
     uint64_t old_generation; /* adopted: what it was before the daemon's death; 0: was not */
+    uint32_t adopt_open;     /* its producer may still come back and offer it */
 } tensor;
 
 struct pllm_registry {
@@ -66,10 +68,14 @@ struct pllm_registry {
     uint32_t bucket_mask, reference_mask;
     uint32_t free_tensor, free_lease, free_reference;
     uint32_t effect_first, effect_last;
-    uint32_t tensor_count, lease_count, reference_count, timed_count, user_count;
+    uint32_t tensor_count, lease_count, reference_count, timed_count, socket_count, user_count;
     uint32_t count_per_user_max;
     uint64_t bytes_per_user_max, charged_bytes, next_expiry_ns;
     int64_t wall_offset_ns;
+    /* Adopted tensors that were deleted, by their old generation: they do not come back through who
+     * offers them late. A ring. */
+    uint64_t deleted_old[DELETED_OLD];
+    uint32_t deleted_old_next;
     user *users;
     lease *leases;
     reference *references;

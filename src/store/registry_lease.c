@@ -30,7 +30,9 @@ int pllm_registry_lease_open(pllm_registry *registry, pllm_store_lease_kind kind
                              pllm_store_lease *lease_out)
 {
     *lease_out = 0;
-    if (registry->free_lease == NONE)
+    uint32_t others = registry->lease_count - registry->socket_count;
+    if (registry->free_lease == NONE || (kind != PLLM_STORE_LEASE_SOCKET &&
+                                         others >= registry->lease_max - registry->lease_max / 4))
         return pllm_fail(PLLM_ELIMIT, 0, "all %u leases of the store are taken",
                          registry->lease_max);
     lease *l = &registry->leases[registry->free_lease];
@@ -43,6 +45,7 @@ int pllm_registry_lease_open(pllm_registry *registry, pllm_store_lease_kind kind
     l->peer = *peer;
     if (l->peer.group_count > PLLM_STORE_GROUPS_MAX) l->peer.group_count = PLLM_STORE_GROUPS_MAX;
     registry->lease_count++;
+    registry->socket_count += kind == PLLM_STORE_LEASE_SOCKET;
     if (kind == PLLM_STORE_LEASE_TIMED) {
         registry->timed_count++;
         if (expires_ns < registry->next_expiry_ns) registry->next_expiry_ns = expires_ns;
@@ -75,6 +78,7 @@ static void poison(pllm_registry *registry, tensor *t)
 static void lease_free(pllm_registry *registry, lease *l)
 {
     registry->timed_count -= l->kind == PLLM_STORE_LEASE_TIMED;
+    registry->socket_count -= l->kind == PLLM_STORE_LEASE_SOCKET;
     registry->lease_count--;
     l->kind = 0;
     l->next = registry->free_lease;
@@ -101,10 +105,29 @@ void pllm_registry_lease_close(pllm_registry *registry, pllm_store_lease number,
     lease_free(registry, l);
 }
 
+/* What an orphan imports, its process's own lease imports from now on. */
+static void imports_move(pllm_registry *registry, lease *from, const lease *to)
+{
+    while (from->references != NONE) {
+        reference *r = &registry->references[from->references];
+        uint32_t slot = r->slot;
+        tensor *t = &registry->tensors[slot];
+        pllm_registry_reference_end(registry, r); /* so there is one for to */
+        if (pllm_registry_reference_get(registry, pllm_registry_lease_index(registry, to), slot,
+                                        &r) == PLLM_OK &&
+            !r->importing) {
+            r->importing = 1;
+            t->record.importer_count++;
+        }
+        pllm_registry_settle(registry, t);
+    }
+}
+
 void pllm_registry_lease_orphan(pllm_registry *registry, pllm_store_lease number,
                                 pllm_store_end end, uint64_t now_ns)
 {
     lease *l = pllm_registry_lease(registry, number);
+    pllm_store_lease own;
     if (!l || l->kind != PLLM_STORE_LEASE_SOCKET) return;
     for (uint32_t i = l->references, next; i != NONE; i = next) {
         reference *r = &registry->references[i];
@@ -125,7 +148,10 @@ void pllm_registry_lease_orphan(pllm_registry *registry, pllm_store_lease number
             pllm_registry_settle(registry, t);
         }
     }
+    int has_own = pllm_registry_lease_of_pid(registry, l->peer.pid, l->peer.pid_start, &own) == 0;
     l->kind = PLLM_STORE_LEASE_PID; /* before anything is settled: counts are by kind */
+    registry->socket_count--;
+    if (has_own) imports_move(registry, l, pllm_registry_lease(registry, own));
     for (uint32_t i = l->references; i != NONE; i = registry->references[i].lease_next)
         pllm_registry_settle(registry, &registry->tensors[registry->references[i].slot]);
     if (l->references == NONE) lease_free(registry, l);

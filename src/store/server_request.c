@@ -288,6 +288,9 @@ static int request_watch(pllm_store_server *server, client *c)
     if (status < 0) return status;
     uint32_t place = 0;
     while (place < server->watch_end && server->watches[place].client >= 0) place++;
+    if (c->watch_count >= (server->options.watch_max + 3) / 4)
+        return pllm_fail(PLLM_ELIMIT, 0, "one connection has at most %u watches",
+                         (server->options.watch_max + 3) / 4);
     if (place == server->options.watch_max)
         return pllm_fail(PLLM_ELIMIT, 0, "the store has %u watches, which is all it can",
                          server->options.watch_max);
@@ -332,34 +335,49 @@ static uint32_t fds_read_only(const int *fds, uint32_t count)
     return 0;
 }
 
-/* The first offer brings the memory; it must be one that can be given on as the tensor needs. */
-static int offer_adopt(pllm_store_server *server, uint32_t slot)
+static int offer_memory(pllm_store_server *server, const pllm_store_record *record,
+                        uint32_t read_only, pllm_store_block **block_out)
+{
+    pllm_store_owner owner = {record->uid, record->gid, record->mode};
+    return pllm_store_memory_adopt(server->devices[record->device].memory, record->bytes,
+                                   server->request.offer.offset, server->in_fds,
+                                   server->request.offer.pieces, server->request.offer.piece_count,
+                                   read_only, &owner, block_out);
+}
+
+/* The first offer brings the memory. Where a reader comes first, it can only be read until a writer
+ * offers it too. */
+static int offer_adopt(pllm_store_server *server, uint32_t slot, uint32_t read_only)
 {
     const pllm_store_record *record = pllm_registry_record(server->registry, slot);
-    uint32_t count = server->request.offer.piece_count;
-    uint32_t read_only = fds_read_only(server->in_fds, count);
-    pllm_store_owner owner = {record->uid, record->gid, record->mode};
     int status = PLLM_OK;
-    if (count == 0 || record->kind == PLLM_STORE_KIND_LEGACY)
+    if (server->request.offer.piece_count == 0 || record->kind == PLLM_STORE_KIND_LEGACY)
         status =
             pllm_fail(PLLM_ESTALE, 0, "memory of \"%s\" went with the earlier store", record->name);
-    else if (server->now_ns > server->adopt_until_ns)
-        status = pllm_fail(PLLM_ESTALE, 0, "\"%s\" was offered too late", record->name);
-    else if (read_only && !(record->flags & PLLM_STORE_FLAG_SEALED))
-        status =
-            pllm_fail(PLLM_EBUSY, 0, "\"%s\" must first be offered by who writes it: try again",
-                      record->name);
-    if (status == PLLM_OK)
-        status = pllm_store_memory_adopt(server->devices[record->device].memory, record->bytes,
-                                         server->request.offer.offset, server->in_fds,
-                                         server->request.offer.pieces, count, read_only, &owner,
-                                         &server->blocks[slot]);
+    if (status == PLLM_OK) status = offer_memory(server, record, read_only, &server->blocks[slot]);
     if (status < 0) {
         pllm_registry_abort(server->registry, slot);
         return status;
     }
     server->stats.adopted_count++;
+    if (!server->adopt_until_ns)
+        server->adopt_until_ns = server->now_ns + server->options.adopt_ms * (uint64_t)1000000;
     return pllm_registry_commit(server->registry, slot, server->now_ns);
+}
+
+/* A writer's descriptors in place of a reader's: the same memory. If that fails, it stays as it is.
+ */
+static void offer_improve(pllm_store_server *server, uint32_t slot)
+{
+    const pllm_store_record *record = pllm_registry_record(server->registry, slot);
+    pllm_store_block_layout about;
+    pllm_store_block *block;
+    pllm_store_block_layout_get(server->blocks[slot], &about);
+    if (!about.read_only || server->request.offer.piece_count != about.piece_count ||
+        offer_memory(server, record, 0, &block) < 0)
+        return;
+    pllm_store_memory_free(server->devices[record->device].memory, server->blocks[slot], 1);
+    server->blocks[slot] = block;
 }
 
 static int request_offer(pllm_store_server *server, client *c)
@@ -378,7 +396,12 @@ static int request_offer(pllm_store_server *server, client *c)
     if (status == PLLM_OK)
         status = pllm_registry_adopt(server->registry, c->lease, name.data, name.bytes, offer,
                                      server->now_ns, &slot, &fresh);
-    if (status == PLLM_OK && fresh) status = offer_adopt(server, slot);
+    if (status < 0) return status;
+    uint32_t read_only = fds_read_only(server->in_fds, server->request.offer.piece_count);
+    if (fresh)
+        status = offer_adopt(server, slot, read_only);
+    else if (offer->writable && !read_only)
+        offer_improve(server, slot);
     if (status == PLLM_OK) answer_info(server, slot);
     return status;
 }

@@ -44,7 +44,7 @@ typedef struct model_tensor {
     uint64_t generation, charge, fence, used, old_generation;
     uint32_t uid, gid, mode, flags, kind, epoch, poisoned, abandoned, owner_pid;
     uint32_t events; /* since effects were last taken */
-    int doomed, freed_asked;
+    int doomed, adopt_open;
 } model_tensor;
 
 typedef struct model_hold {
@@ -59,6 +59,7 @@ typedef struct world {
     model_lease leases[LEASES];
     model_tensor tensors[TENSORS];
     model_hold holds[REFERENCES];
+    int deleted_old[8]; /* by the lower half of the generation: draws are few */
     pllm_store_record board[TENSORS], mirror[TENSORS];
     int met[32];
 } world;
@@ -163,6 +164,21 @@ static void model_lease_end(world *w, int lease, int died, int lost, int orphan)
         model_hold_clean(h);
         left += h->lease >= 0;
     }
+    for (int own = 0; left && own < LEASES; own++) { /* the process has a lease of its own */
+        const model_lease *l = &w->leases[own];
+        if (own == lease || l->kind != PLLM_STORE_LEASE_PID ||
+            l->peer.pid != w->leases[lease].peer.pid ||
+            l->peer.pid_start != w->leases[lease].peer.pid_start)
+            continue;
+        for (int slot = 0; slot < TENSORS; slot++) {
+            model_hold *h = hold_of(w, lease, slot);
+            if (!h) continue;
+            h->lease = -1;
+            hold_new(w, own, slot)->importing = 1;
+        }
+        left = 0;
+        w->met[13]++;
+    }
     w->leases[lease].kind = left ? PLLM_STORE_LEASE_PID : 0;
     for (int slot = 0; slot < TENSORS; slot++)
         if (touched[slot]) model_settle(w, slot);
@@ -254,7 +270,13 @@ static void step_lease_open(world *w)
     int kind = 1 + (int)draw(w, 3), place = 0;
     uint64_t expires = w->now + 1 + draw(w, 40);
     pllm_store_lease number;
+    int others = 0;
+    if (kind == PLLM_STORE_LEASE_PID &&
+        pllm_registry_lease_of_pid(w->registry, peer.pid, peer.pid_start, &number) == PLLM_OK)
+        return; /* a process has one */
+    for (int i = 0; i < LEASES; i++) others += w->leases[i].kind > PLLM_STORE_LEASE_SOCKET;
     while (place < LEASES && w->leases[place].kind) place++;
+    if (kind != PLLM_STORE_LEASE_SOCKET && others >= LEASES - LEASES / 4) place = LEASES;
     int status =
         pllm_registry_lease_open(w->registry, (pllm_store_lease_kind)kind, &peer, expires, &number);
     assert_int_equal(status, place < LEASES ? PLLM_OK : PLLM_ELIMIT);
@@ -420,8 +442,9 @@ static void step_adopt(world *w)
         if (offer.fence_value > t->fence) t->fence = offer.fence_value;
         return;
     }
-    int expected = l->peer.uid != offer.uid && l->peer.uid != 0
-                       ? PLLM_EPERM
+    int expected = l->peer.uid != offer.uid && l->peer.uid != 0 ? PLLM_EPERM
+                   : w->deleted_old[(uint32_t)offer.old_generation]
+                       ? PLLM_ESTALE
                        : model_make(w, &l->peer, offer.uid, name, &offer.spec, lease);
     assert_int_equal(status, expected);
     if (status < 0) return;
@@ -438,6 +461,7 @@ static void step_adopt(world *w)
                         .epoch = offer.fence_epoch,
                         .used = w->now,
                         .old_generation = offer.old_generation,
+                        .adopt_open = 1,
                         .uid = offer.uid,
                         .gid = 5,
                         .mode = 0660,
@@ -455,8 +479,8 @@ static void step_adopt_end(world *w)
     pllm_registry_adopt_end(w->registry);
     for (int i = 0; i < TENSORS; i++) {
         model_tensor *t = &w->tensors[i];
-        if (!t->old_generation || !named(t)) continue;
-        t->old_generation = 0;
+        if (!t->adopt_open || !named(t)) continue;
+        t->adopt_open = 0;
         if (sum_of(w, i, 0) || t->poisoned || t->flags & PLLM_STORE_FLAG_SEALED) continue;
         t->poisoned = 1;
         t->epoch++;
@@ -568,6 +592,7 @@ static void step_change(world *w)
         status = pllm_registry_delete(w->registry, &peer, slot, w->now);
         assert_int_equal(status, !named(t) ? PLLM_ESTALE : !owner(&peer, t) ? PLLM_EPERM : PLLM_OK);
         if (status < 0) return;
+        if (t->old_generation) w->deleted_old[(uint32_t)t->old_generation] = 1, w->met[14]++;
         t->state = PLLM_STORE_STATE_ENDED;
         t->events |= PLLM_EFFECT_DELETED;
         return;
@@ -865,7 +890,7 @@ static void random_steps_match_the_model(void **state)
     int met[32] = {0};
     for (uint64_t seed = first; seed <= last; seed++) run_seed(seed, met);
     if (only || last < SEEDS) return;
-    for (int i = 0; i <= 12; i++) { /* everything that matters came up */
+    for (int i = 0; i <= 14; i++) { /* everything that matters came up */
         if (getenv("V") || met[i] < 30) print_message("case %d came up %d times\n", i, met[i]);
         assert_true(met[i] >= 30);
     }

@@ -228,15 +228,18 @@ static void a_new_daemon_takes_over_what_clients_hold(void **state)
     store_talk_open(&rig, &writer);
     store_talk_open(&rig, &reader);
     assert_int_equal(store_open(&writer, "large", 0), PLLM_ENOTFOUND); /* nobody said so yet */
-    /* A reader alone cannot bring it back: what it has may not be written. */
-    assert_int_equal(offer(&reader, &seen, 0, 0), PLLM_EBUSY);
-    assert_int_equal(offer(&writer, &large, 1, 9), PLLM_OK);
-    uint64_t generation = writer.answer.tensor.info.generation;
+    /* A reader may come first: what it has may be read by others, but not written. */
+    assert_int_equal(offer(&reader, &seen, 0, 4), PLLM_OK);
+    uint64_t generation = reader.answer.tensor.info.generation;
     assert_true(generation >> 32 > large.info.generation >> 32);
-    assert_int_equal(offer(&reader, &seen, 0, 9), PLLM_OK);
-    assert_int_equal(reader.answer.tensor.info.generation, generation); /* the same one */
-    assert_int_equal(reader.answer.tensor.info.reference_count, 2);
-    assert_int_equal(reader.answer.tensor.info.fence_value, 9);
+    assert_int_equal(store_open(&reader, "large", 1), PLLM_EPERM);
+    assert_int_equal(store_open(&reader, "large", 0), PLLM_OK);
+    assert_int_equal(store_shut(&reader, reader.answer.tensor.info.slot, generation, 0), PLLM_OK);
+    /* With its writer it is whole again. */
+    assert_int_equal(offer(&writer, &large, 1, 9), PLLM_OK);
+    assert_int_equal(writer.answer.tensor.info.generation, generation); /* the same one */
+    assert_int_equal(writer.answer.tensor.info.reference_count, 2);
+    assert_int_equal(writer.answer.tensor.info.fence_value, 9);
     assert_int_equal(offer(&writer, &small, 1, 0), PLLM_OK);
     /* The same name of another generation is not the same tensor. */
     held wrong = large;
@@ -292,6 +295,9 @@ static void offers_end(void **state)
     assert_int_equal(store_open(&talk, "sealed", 0), PLLM_OK);
     keep(&talk, &sealed, 0);
     assert_int_equal(sealed.info.generation, info.generation);
+    held idle;
+    assert_int_equal(store_create(&talk, "idle", 3000, 0), PLLM_OK);
+    keep(&talk, &idle, 1);
     store_rig_restart(&rig);
     store_talk_close(&talk);
     store_talk_open(&rig, &talk);
@@ -308,10 +314,17 @@ static void offers_end(void **state)
     assert_int_equal(store_shut(&talk, info.slot, info.generation, 1), PLLM_OK);
     assert_int_equal(pllm_board_wait(board, info.slot, info.generation, 6, 5000000000u),
                      PLLM_ECANCELED);
+    /* Who was idle all the time and offers now is welcome; but not once it was deleted. */
+    assert_int_equal(offer(&talk, &h, 0, 0), PLLM_OK);
+    assert_int_equal(talk.answer.tensor.info.generation, info.generation);
     assert_int_equal(store_name(&talk, PLLM_WIRE_DELETE, "late", 0, NULL), PLLM_OK);
-    assert_int_equal(offer(&talk, &h, 1, 0), PLLM_ESTALE); /* too late */
+    assert_int_equal(offer(&talk, &h, 1, 0), PLLM_ESTALE);
     assert_int_equal(store_name(&talk, PLLM_WIRE_STAT, "late", 0, NULL), PLLM_ENOTFOUND);
+    assert_int_equal(offer(&talk, &idle, 1, 1), PLLM_OK); /* long after the others */
+    info = talk.answer.tensor.info;
+    assert_int_equal(store_shut(&talk, info.slot, info.generation, 1), PLLM_OK);
     pllm_board_close(board);
+    forget(&idle);
     forget(&h);
     forget(&sealed);
     store_talk_close(&talk);
