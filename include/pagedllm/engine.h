@@ -6,6 +6,15 @@
  * which were generated, and on the formats chosen, not on budget, tier, policy, prefetcher,
  * threads, batch neighbours or how a prompt was cut into pieces.
  *
+ * With a ledger the device memory is shared with other processes, and another may ask for part of
+ * it. What is given back then: device memory of KV blocks, down to the engine's minimum; the blocks
+ * move to host memory and disk as always. An engine that nobody is calling gives back at once, on a
+ * thread of the library; one that is in a call does between two passes over the model (a token, or
+ * a few hundred to thousand of a prompt) and at the call's end. What is not given back: weights and
+ * workspaces, which are held while the engine is open. Where it needs more and others of lower
+ * priority have it, a call waits for them, half a second at most for each piece; where nobody
+ * gives, it evicts blocks of its own.
+ *
  * Units: *_bytes are bytes, *_count tokens or items. Token ids are uint32_t.
  * Threads: one caller at a time per engine and everything opened from it; engines are independent.
  * Handles are invalid after fork(). */
@@ -62,6 +71,14 @@ typedef struct pllm_engine_options {
      * context_max may then be any, and there is no tokenizer. */
     const char *shape;
     const char *weights; /* their format: "bf16" (NULL), "f32", "f16", "q8_0", "q4_0", "q4_1" */
+    /* A limit of device memory shared with other processes: see ledger.h. ledger NULL: none. All
+     * that this engine takes of the device is charged there too. */
+    const char *ledger;            /* its name; made with the next if there is none */
+    uint64_t ledger_limit_bytes;   /* of the ledger, by who makes it; 0: it must exist */
+    uint64_t ledger_minimum_bytes; /* of this engine, and at least what it cannot do without */
+    int32_t ledger_priority;       /* higher makes lower give back */
+    uint32_t ledger_reserved;      /* zero */
+    const char *ledger_name;       /* of this engine among the members; NULL: by its pid */
 } pllm_engine_options;
 
 /* Opens the model at path (a GGUF file, or a folder with config.json and safetensors; NULL where

@@ -57,8 +57,8 @@ typedef struct pllm_ledger_member_options {
                                others that map it */
     /* Called on a thread of the library: give back about `bytes` (by pllm_ledger_credit, from any
      * thread) before deadline_ns of CLOCK_MONOTONIC. Returns how much of that it has given back by
-     * now or will have by then; 0: nothing can go. It may charge, but not leave. NULL: this member
-     * is never asked. */
+     * now or will have by then; 0: nothing can go. Called again while it owes what it promised. It
+     * may charge, but not leave. NULL: this member is never asked. */
     uint64_t (*reclaim)(void *user, uint64_t bytes, uint64_t deadline_ns);
     void *user;
 } pllm_ledger_member_options;
@@ -90,9 +90,10 @@ PLLM_API void pllm_ledger_set_reserved(pllm_ledger_member *member, uint64_t byte
  * known. ENOTFOUND: there is no such process. */
 PLLM_API int pllm_ledger_hold(pllm_ledger_member *member, int32_t pid, uint64_t bytes);
 
-/* Live changes to any member, by name. UINT64_MAX (INT32_MIN): as it is. A limit below what is
- * charged makes the member give back as far as it can; a minimum is waited for as when joining.
- * Errors: ENOTFOUND, EINVAL (minimum above limit), ENODEVMEM; the text says why. */
+/* Live changes to any member, by name. UINT64_MAX (INT32_MIN): as it is; limit 0: none of its own.
+ * A limit below what is charged makes the member give back as far as it can; a minimum is waited
+ * for as when joining. Errors: ENOTFOUND, EINVAL (minimum above limit), ENODEVMEM; the text says
+ * why. */
 typedef struct pllm_ledger_change {
     uint32_t struct_bytes;
     int32_t priority;

@@ -14,6 +14,11 @@
  *     pllm_memory_allocate(memory, 64 << 20, PLLM_MEMORY_NORMAL, &tensor);
  *     pllm_memory_write(memory, tensor, 0, bytes, data);
  *
+ * With a ledger the device memory is shared with other processes, and another may ask for part of
+ * it. Pages that are not pinned are then evicted and their device memory given back, down to the
+ * minimum: at once, on a thread of the library, while nobody is calling; else when the call ends.
+ * Pinned pages stay.
+ *
  * Threads: one caller at a time per memory; memories are independent. Handles are invalid after
  * fork(). A pllm_tensor names a tensor and its generation: one that was freed is ESTALE. */
 #ifndef PAGEDLLM_MEMORY_H
@@ -47,6 +52,14 @@ typedef struct pllm_memory_options {
     const char *prefetch_strategy; /* "sequential" (NULL), "none" */
     uint32_t prefetch_pages;       /* read ahead and not yet used at once; 0: a third of the limit.
                                       They take room from what would stay */
+    /* A limit of device memory shared with other processes: see ledger.h. ledger NULL: none. All
+     * that this memory takes of the device is charged there too. */
+    const char *ledger;            /* its name; made with the next if there is none */
+    uint64_t ledger_limit_bytes;   /* of the ledger, by who makes it; 0: it must exist */
+    uint64_t ledger_minimum_bytes; /* of this memory, and at least what it cannot do without */
+    int32_t ledger_priority;       /* higher makes lower give back */
+    uint32_t ledger_reserved;      /* zero */
+    const char *ledger_name;       /* of this memory among the members; NULL: by its pid */
 } pllm_memory_options;
 
 /* Ownership: borrows context (may be NULL); caller owns *memory_out. Errors: EINVAL, ENOMEM,

@@ -133,6 +133,18 @@ static int refuse_limit(const char *option, uint64_t limit, uint64_t least, cons
                      pllm_size_text_up(least, need, sizeof need), (unsigned long long)least, what);
 }
 
+static int refuse_ledger(const pllm_engine *engine)
+{
+    char have[32], need[32];
+    return pllm_fail(
+        PLLM_ENODEVMEM, 0,
+        "the ledger %s can leave this model %s at most, but it needs at least %s (%llu "
+        "bytes): raise the ledger's limit or lower the minimums of other members",
+        engine->options.ledger, pllm_size_text(engine->limit_bytes, have, sizeof have),
+        pllm_size_text(engine->least_vram_bytes, need, sizeof need),
+        (unsigned long long)engine->least_vram_bytes);
+}
+
 static uint64_t round_up(uint64_t bytes, uint64_t unit)
 {
     return (bytes + unit - 1) / unit * unit;
@@ -152,6 +164,9 @@ static int check_limits(pllm_engine *engine, const pllm_executor_needs *needs, u
                           needs->weight_bytes + needs->transient_bytes + needs->outside_bytes;
     engine->least_kv_bytes = round_up(open_bytes, device.granularity_bytes) + least_frames;
     engine->least_vram_bytes = engine->fixed_bytes + engine->least_kv_bytes;
+    if (o->vram_limit_bytes >= engine->least_vram_bytes &&
+        engine->limit_bytes < engine->least_vram_bytes)
+        return refuse_ledger(engine);
     if (o->vram_limit_bytes < engine->least_vram_bytes)
         return refuse_limit("vram-limit", o->vram_limit_bytes, engine->least_vram_bytes,
                             "for its workspace, a ring of layers and one chunk of KV blocks");
@@ -206,6 +221,56 @@ static int open_pager(pllm_engine *engine, const pllm_executor_needs *needs,
     return PLLM_OK;
 }
 
+/* Inside the gate, by whichever thread: blocks go until frames are no more than the budget leaves.
+ */
+static void give_back(void *user)
+{
+    pllm_engine *engine = user;
+    if (!engine->pager) return;
+    if (engine->executor->let_go) engine->executor->let_go(engine, NULL);
+    uint64_t limit = engine->options.kv_limit_bytes;
+    if (limit != PLLM_UNLIMITED) limit -= pllm_workspace_bytes(engine->open_space);
+    (void)pllm_pager_set_device_limit(engine->pager, limit); /* as far as it goes */
+}
+
+static int open_share(pllm_engine *engine)
+{
+    const pllm_engine_options *o = &engine->options;
+    engine->limit_bytes = o->vram_limit_bytes;
+    if (!o->ledger) return PLLM_OK;
+    pllm_share_options share = {.struct_bytes = sizeof share,
+                                .priority = o->ledger_priority,
+                                .ledger = o->ledger,
+                                .name = o->ledger_name,
+                                .ledger_limit_bytes = o->ledger_limit_bytes,
+                                .minimum_bytes = o->ledger_minimum_bytes,
+                                .give_back = give_back,
+                                .user = engine};
+    int status = pllm_share_open(engine->context, &share, &engine->share);
+    if (status < 0) return status;
+    uint64_t ceiling = pllm_share_ceiling(engine->share);
+    if (ceiling < engine->limit_bytes) engine->limit_bytes = ceiling;
+    return PLLM_OK;
+}
+
+/* What it cannot do without is its minimum in the ledger; chunks of frames round it up. Bytes that
+ * no budget sees are charged there all the same. */
+static int join_ledger(pllm_engine *engine, const pllm_executor_needs *needs)
+{
+    if (!engine->share) return PLLM_OK;
+    pllm_device_info device;
+    int status = engine->device->ops->info(engine->device, &device);
+    if (status < 0) return status;
+    uint64_t least = engine->least_vram_bytes + device.chunk_bytes;
+    if (least > engine->limit_bytes) least = engine->least_vram_bytes;
+    if (least > engine->options.ledger_minimum_bytes)
+        status = pllm_share_minimum(engine->share, least);
+    if (status < 0) return status;
+    pllm_share_attach(engine->share, engine->budget);
+    pllm_ledger_member *member = pllm_share_member(engine->share);
+    return needs->outside_bytes ? pllm_ledger_charge(member, needs->outside_bytes) : PLLM_OK;
+}
+
 /* Workspace, open blocks and frames, in that order, under the two limits. */
 static int open_memory(pllm_engine *engine)
 {
@@ -234,6 +299,7 @@ static int open_memory(pllm_engine *engine)
     else if (needs.budget_max_bytes)
         limit = needs.budget_max_bytes;
     status = pllm_budget_open(engine->context, limit, &engine->budget);
+    if (status == PLLM_OK) status = join_ledger(engine, &needs);
     if (status == PLLM_OK)
         status = pllm_workspace_open(engine->context, engine->device, engine->budget, "workspace",
                                      needs.workspace_bytes, &engine->workspace);
@@ -273,7 +339,12 @@ static int open_all(pllm_engine *engine, const char *path)
     if (status < 0) return status;
     engine->shape = *pllm_model_shape_of(engine->model);
     const pllm_engine_options *o = &engine->options;
-    if (!engine->device) status = pllm_engine_open_device(engine->context, o, &engine->device);
+    status = open_share(engine);
+    if (status < 0) return status;
+    pllm_engine_options limited = *o;
+    limited.vram_limit_bytes = engine->limit_bytes;
+    if (!engine->device)
+        status = pllm_engine_open_device(engine->context, &limited, &engine->device);
     if (status < 0) return status;
     pllm_dtype kv;
     status = choose_formats(engine, &kv);
@@ -343,18 +414,27 @@ int pllm_engine_open_on(const pllm_context *context, const char *path,
     if (status == PLLM_OK) status = open_all(engine, path);
     if (status < 0) {
         pllm_error kept = *pllm_last_error();
+        const char *engine_ledger = engine->options.ledger; /* the caller's text */
         pllm_engine_close(engine);
+        if (status == PLLM_ENODEVMEM && kept.status != status && engine_ledger)
+            return pllm_fail(status, 0,
+                             "the ledger %s gave less than it had when this model began to open: "
+                             "try again, with a --ledger-minimum or a higher priority",
+                             engine_ledger);
         return status == kept.status ? pllm_fail(kept.status, kept.native, "%s", kept.text)
                                      : pllm_fail(status, 0, "the engine could not open: %s",
                                                  pllm_status_name(status));
     }
     *engine_out = engine;
+    pllm_share_leave(engine->share); /* it was inside since its share opened */
     return PLLM_OK;
 }
 
 void pllm_engine_close(pllm_engine *engine)
 {
     if (!engine) return;
+    pllm_share_enter(engine->share);
+    pllm_share_detach(engine->share);
     while (engine->sequences) pllm_sequence_close(engine->sequences);
     if (engine->executor) engine->executor->close(engine);
     pllm_pass_deinit(engine);
@@ -364,6 +444,7 @@ void pllm_engine_close(pllm_engine *engine)
     pllm_workspace_close(engine->workspace);
     pllm_kv_cache_deinit(&engine->cache);
     pllm_budget_close(engine->budget);
+    pllm_share_close(engine->share);
     if (!engine->device_borrowed) pllm_device_close(engine->device);
     pllm_disk_close(engine->disk);
     pllm_threads_close(engine->threads);
@@ -412,7 +493,9 @@ int pllm_engine_stats_get(const pllm_engine *engine, pllm_engine_stats *stats_ou
         return pllm_fail(PLLM_EINVAL, 0, "pllm_engine_stats.struct_bytes is %u, not %zu",
                          stats_out->struct_bytes, sizeof *stats_out);
     pllm_pager_stats pager;
+    pllm_share_enter(engine->share);
     pllm_pager_stats_get(engine->pager, &pager);
+    pllm_share_leave(engine->share);
     pllm_budget_stats budget;
     pllm_budget_stats_get(engine->budget, &budget);
     const pllm_kv_cache *cache = &engine->cache;
@@ -496,27 +579,38 @@ int pllm_engine_set_kv_limit(pllm_engine *engine, uint64_t bytes)
                             "for the open blocks and one chunk of sealed ones");
     uint64_t frames =
         bytes == PLLM_UNLIMITED ? bytes : bytes - pllm_workspace_bytes(engine->open_space);
+    pllm_share_enter(engine->share);
     engine->options.kv_limit_bytes = bytes;
     if (engine->executor->let_go) engine->executor->let_go(engine, NULL);
-    return pllm_pager_set_device_limit(engine->pager, frames);
+    int status = pllm_pager_set_device_limit(engine->pager, frames);
+    pllm_share_leave(engine->share);
+    return status;
 }
 
 int pllm_engine_evict_all(pllm_engine *engine)
 {
+    pllm_share_enter(engine->share);
     if (engine->executor->let_go) engine->executor->let_go(engine, NULL);
     int status = pllm_pager_evict(engine->pager, UINT32_MAX);
+    pllm_share_leave(engine->share);
     return status < 0 ? status : PLLM_OK;
+}
+
+static void sequence_add(pllm_engine *engine, pllm_sequence *sequence)
+{
+    pllm_share_enter(engine->share);
+    sequence->engine = engine;
+    sequence->next = engine->sequences;
+    engine->sequences = sequence;
+    engine->sequence_count++;
+    pllm_share_leave(engine->share);
 }
 
 int pllm_sequence_open(pllm_engine *engine, pllm_sequence **sequence_out)
 {
     int status = pllm_kv_sequence_open(&engine->cache, sequence_out);
-    if (status < 0) return status;
-    (*sequence_out)->engine = engine;
-    (*sequence_out)->next = engine->sequences;
-    engine->sequences = *sequence_out;
-    engine->sequence_count++;
-    return PLLM_OK;
+    if (status == PLLM_OK) sequence_add(engine, *sequence_out);
+    return status;
 }
 
 int pllm_sequence_fork(pllm_sequence *sequence, pllm_sequence **sequence_out)
@@ -530,10 +624,7 @@ int pllm_sequence_fork(pllm_sequence *sequence, pllm_sequence **sequence_out)
         *sequence_out = NULL;
         return status;
     }
-    (*sequence_out)->engine = engine;
-    (*sequence_out)->next = engine->sequences;
-    engine->sequences = *sequence_out;
-    engine->sequence_count++;
+    sequence_add(engine, *sequence_out);
     return PLLM_OK;
 }
 
@@ -541,19 +632,23 @@ void pllm_sequence_close(pllm_sequence *sequence)
 {
     if (!sequence) return;
     pllm_engine *engine = sequence->engine;
+    pllm_share_enter(engine->share);
     if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
     pllm_sequence **at = &engine->sequences;
     while (*at != sequence) at = &(*at)->next;
     *at = sequence->next;
     engine->sequence_count--;
     pllm_kv_sequence_close(&engine->cache, sequence);
+    pllm_share_leave(engine->share);
 }
 
 void pllm_sequence_cut(pllm_sequence *sequence, uint32_t token_count)
 {
     pllm_engine *engine = sequence->engine;
+    pllm_share_enter(engine->share);
     if (engine->executor->let_go) engine->executor->let_go(engine, sequence);
     pllm_kv_sequence_truncate(&engine->cache, sequence, token_count);
+    pllm_share_leave(engine->share);
 }
 
 int pllm_sequence_truncate(pllm_sequence *sequence, uint32_t token_count)
@@ -617,8 +712,10 @@ int pllm_engine_write_trace(const pllm_engine *engine, const char *path)
 
 void pllm_engine_check(const pllm_engine *engine)
 {
+    pllm_share_enter(engine->share);
     pllm_kv_cache_check(&engine->cache, engine->sequences);
     pllm_pager_check(engine->pager);
+    pllm_share_leave(engine->share);
 }
 
 pllm_device *pllm_engine_device(const pllm_engine *engine)

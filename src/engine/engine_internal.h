@@ -18,6 +18,7 @@
 #include "kernels/sample.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
+#include "vmm/share.h"
 
 enum {
     TILE_ROWS = 256, /* the host's prompt tiles are aligned to this; equals PLLM_CHUNK_TOKENS */
@@ -113,6 +114,9 @@ struct pllm_engine {
     int device_borrowed;
     pllm_disk *disk; /* given, and not yet taken over by the tiers */
     pllm_budget *budget;
+    pllm_share
+        *share; /* of a ledger; NULL: none. Every public call that touches memory is inside */
+    uint64_t limit_bytes; /* vram_limit, and what a ledger could ever leave it: to plan with */
     pllm_threads *threads;
     pllm_compute compute;
     pllm_model_shape shape;

@@ -42,7 +42,7 @@ static int host_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
 static int weight_share(const pllm_engine *engine, uint64_t *bytes_out)
 {
     *bytes_out = UINT64_MAX;
-    if (engine->options.vram_limit_bytes == PLLM_UNLIMITED) return PLLM_OK;
+    if (engine->limit_bytes == PLLM_UNLIMITED) return PLLM_OK;
     const pllm_weights *weights = &engine->host->weights;
     pllm_device_info info;
     int status = engine->device->ops->info(engine->device, &info);

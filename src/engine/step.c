@@ -254,6 +254,7 @@ static int run_passes(pllm_engine *engine, const pllm_step_item *items, uint32_t
             (status = engine->executor->forward(engine)) == PLLM_OK) {
             done += engine->pass.row_count;
             commit(engine, pllm_clock_ns() - started);
+            pllm_share_poll(engine->share); /* between passes nothing is in use */
             if (goal > engine->tile_rows && engine->options.progress &&
                 engine->options.progress(engine->options.progress_user, "reading", done, goal))
                 return pllm_fail(PLLM_ECANCELED, 0, "canceled while the prompt was read");
@@ -264,8 +265,8 @@ static int run_passes(pllm_engine *engine, const pllm_step_item *items, uint32_t
     }
 }
 
-int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_count,
-                     pllm_logits_sink sink, void *user)
+static int step(pllm_engine *engine, pllm_step_item *items, uint32_t item_count,
+                pllm_logits_sink sink, void *user)
 {
     int status = check_items(engine, items, item_count);
     if (status < 0) return status;
@@ -300,4 +301,13 @@ int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_c
     engine->steps++;
     pllm_pager_tidy(engine->pager);
     return PLLM_OK;
+}
+
+int pllm_engine_step(pllm_engine *engine, pllm_step_item *items, uint32_t item_count,
+                     pllm_logits_sink sink, void *user)
+{
+    pllm_share_enter(engine->share);
+    int status = step(engine, items, item_count, sink, user);
+    pllm_share_leave(engine->share);
+    return status;
 }

@@ -17,6 +17,7 @@
 #include "pager/memory_copy.h"
 #include "pager/memory_device.h"
 #include "pager/pager.h"
+#include "vmm/share.h"
 
 enum {
     TENSOR_MAX = 1024,
@@ -37,12 +38,28 @@ struct pllm_memory {
     const pllm_context *context;
     pllm_device *device, *own_device; /* own: closed with the memory */
     pllm_budget *budget;
+    pllm_share *share; /* of a ledger; NULL: none. Every public call that touches pages is inside */
     pllm_pager *pager;
-    memory_copier copier; /* for devices that the CPU can't read */
-    uint64_t page_bytes, tensor_bytes;
+    memory_copier copier;                          /* for devices that the CPU can't read */
+    uint64_t page_bytes, tensor_bytes, vram_bytes; /* the last: of the pages, as options say */
     uint32_t tensor_max, tensor_count, free_slot;
     memory_tensor *tensors;
 };
+
+/* Inside the share's gate until the function returns, by whichever way. */
+static pllm_share *go_inside(const pllm_memory *memory)
+{
+    pllm_share_enter(memory->share);
+    return memory->share;
+}
+
+static void go_outside(pllm_share **share)
+{
+    pllm_share_leave(*share);
+}
+
+#define INSIDE(memory) \
+    pllm_share *inside __attribute__((cleanup(go_outside), unused)) = go_inside(memory)
 
 /* ---- open and close ---- */
 
@@ -134,6 +151,41 @@ static int pager_open(pllm_memory *memory, const pllm_memory_options *options,
     return status;
 }
 
+/* Inside the gate, by whichever thread: pages go until frames are no more than the budget leaves.
+ */
+static void give_back(void *user)
+{
+    pllm_memory *memory = user;
+    if (memory->pager) (void)pllm_pager_set_device_limit(memory->pager, memory->vram_bytes);
+}
+
+static int share_open(pllm_memory *memory, const pllm_memory_options *options)
+{
+    pllm_share_options share = {.struct_bytes = sizeof share,
+                                .priority = options->ledger_priority,
+                                .ledger = options->ledger,
+                                .name = options->ledger_name,
+                                .ledger_limit_bytes = options->ledger_limit_bytes,
+                                .minimum_bytes = options->ledger_minimum_bytes,
+                                .give_back = give_back,
+                                .user = memory};
+    return options->ledger ? pllm_share_open(memory->context, &share, &memory->share) : PLLM_OK;
+}
+
+/* Its minimum in the ledger is at least what one page needs, in whole chunks. */
+static int join_ledger(pllm_memory *memory, const pllm_memory_options *options)
+{
+    if (!memory->share) return PLLM_OK;
+    pllm_device_info device;
+    int status = memory->device->ops->info(memory->device, &device);
+    if (status < 0) return status;
+    uint64_t least = memory->page_bytes + device.chunk_bytes - 1;
+    least -= least % device.chunk_bytes;
+    if (least > options->ledger_minimum_bytes) status = pllm_share_minimum(memory->share, least);
+    if (status == PLLM_OK) pllm_share_attach(memory->share, memory->budget);
+    return status;
+}
+
 static int parts_open(pllm_memory *memory, const pllm_memory_options *options, memory_plan *plan)
 {
     memory->tensors = pllm_alloc_array(memory->context, plan->tensor_max, sizeof *memory->tensors);
@@ -141,7 +193,9 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
         return pllm_fail_memory("a table of tensors", plan->tensor_max * sizeof *memory->tensors);
     for (uint32_t slot = 0; slot < plan->tensor_max; slot++)
         memory->tensors[slot] = (memory_tensor){.generation = 1, .next_free = slot + 1};
-    int status = PLLM_OK;
+    memory->vram_bytes = plan->vram_bytes;
+    int status = share_open(memory, options);
+    if (status < 0) return status;
     if (!memory->device) {
         pllm_host_device_options host = {.struct_bytes = sizeof host};
         status =
@@ -151,6 +205,7 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
     if (status == PLLM_OK) status = plan_pages(options, memory->device, plan);
     if (status == PLLM_OK)
         status = pllm_budget_open(memory->context, plan->vram_bytes, &memory->budget);
+    if (status == PLLM_OK) status = join_ledger(memory, options);
     if (status == PLLM_OK) status = pager_open(memory, options, plan);
     return status;
 }
@@ -181,6 +236,7 @@ int pllm_memory_open_on(const pllm_context *context, pllm_device *device,
         return status;
     }
     *memory_out = memory;
+    pllm_share_leave(memory->share); /* it was inside since its share opened */
     return PLLM_OK;
 }
 
@@ -197,9 +253,12 @@ static void tensor_release(pllm_memory *memory, memory_tensor *tensor)
 void pllm_memory_close(pllm_memory *memory)
 {
     if (!memory) return;
+    pllm_share_enter(memory->share);
+    pllm_share_detach(memory->share);
     pllm_memory_copier_close(&memory->copier);
     pllm_pager_close(memory->pager);
     if (memory->budget) pllm_budget_close(memory->budget);
+    pllm_share_close(memory->share);
     pllm_device_close(memory->own_device);
     for (uint32_t slot = 0; memory->tensors && slot < memory->tensor_max; slot++)
         tensor_release(memory, &memory->tensors[slot]);
@@ -284,6 +343,7 @@ static int check_advice(pllm_memory_advice advice)
 int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice advice,
                          pllm_tensor *tensor_out)
 {
+    INSIDE(memory);
     *tensor_out = 0;
     int status = check_advice(advice);
     if (status < 0) return status;
@@ -318,6 +378,7 @@ int pllm_memory_allocate(pllm_memory *memory, uint64_t bytes, pllm_memory_advice
 
 int pllm_memory_deallocate(pllm_memory *memory, pllm_tensor handle)
 {
+    INSIDE(memory);
     memory_tensor *tensor = tensor_of(memory, handle);
     if (!tensor) return PLLM_ESTALE;
     if (tensor->pin_count)
@@ -405,6 +466,7 @@ static int fail_sealed(pllm_tensor handle)
 int pllm_memory_write(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
                       const void *data)
 {
+    INSIDE(memory);
     memory_tensor *tensor = tensor_of(memory, handle);
     uint32_t index, count;
     if (!tensor) return PLLM_ESTALE;
@@ -433,6 +495,7 @@ int pllm_memory_write(pllm_memory *memory, pllm_tensor handle, uint64_t offset, 
 int pllm_memory_read(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
                      void *data)
 {
+    INSIDE(memory);
     memory_tensor *tensor = tensor_of(memory, handle);
     uint32_t index, count;
     if (!tensor) return PLLM_ESTALE;
@@ -541,6 +604,7 @@ static int pin_overwritten(pllm_memory *memory, memory_tensor *tensor, uint64_t 
 static int pin_range(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
                      pllm_memory_mode mode, const place_list *list, uint32_t *count_out)
 {
+    INSIDE(memory);
     if (count_out) *count_out = 0;
     memory_tensor *tensor = tensor_of(memory, handle);
     uint32_t first, count;
@@ -585,6 +649,7 @@ int pllm_memory_pin_device(pllm_memory *memory, pllm_tensor tensor, uint64_t off
 
 int pllm_memory_unpin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes)
 {
+    INSIDE(memory);
     memory_tensor *tensor = tensor_of(memory, handle);
     uint32_t first, count;
     if (!tensor) return PLLM_ESTALE;
@@ -602,6 +667,7 @@ int pllm_memory_unpin(pllm_memory *memory, pllm_tensor handle, uint64_t offset, 
 int pllm_memory_ensure_resident(pllm_memory *memory, pllm_tensor tensor, uint64_t offset,
                                 uint64_t bytes)
 {
+    INSIDE(memory);
     int status = pllm_memory_pin(memory, tensor, offset, bytes, PLLM_MEMORY_READ, NULL, 0, NULL);
     return status < 0 ? status : pllm_memory_unpin(memory, tensor, offset, bytes);
 }
@@ -609,6 +675,7 @@ int pllm_memory_ensure_resident(pllm_memory *memory, pllm_tensor tensor, uint64_
 int pllm_memory_advise(pllm_memory *memory, pllm_tensor handle, uint64_t offset, uint64_t bytes,
                        pllm_memory_advice advice)
 {
+    INSIDE(memory);
     static const pllm_hint hints[] = {
         [PLLM_MEMORY_NORMAL] = PLLM_NORMAL,
         [PLLM_MEMORY_WILL_NEED] = PLLM_WILL_NEED,
@@ -629,6 +696,7 @@ int pllm_memory_advise(pllm_memory *memory, pllm_tensor handle, uint64_t offset,
 
 int pllm_memory_seal(pllm_memory *memory, pllm_tensor handle)
 {
+    INSIDE(memory);
     memory_tensor *tensor = tensor_of(memory, handle);
     if (!tensor) return PLLM_ESTALE;
     tensor->sealed = 1;
@@ -647,6 +715,7 @@ static int evicted_out(const pllm_memory *memory, int gone, uint64_t *evicted_by
 
 int pllm_memory_evict(pllm_memory *memory, uint64_t bytes, uint64_t *evicted_bytes_out)
 {
+    INSIDE(memory);
     uint64_t frames = bytes / memory->page_bytes + (bytes % memory->page_bytes != 0);
     uint32_t count = frames < INT32_MAX ? (uint32_t)frames : INT32_MAX;
     return evicted_out(memory, pllm_pager_evict(memory->pager, count), evicted_bytes_out);
@@ -655,6 +724,7 @@ int pllm_memory_evict(pllm_memory *memory, uint64_t bytes, uint64_t *evicted_byt
 int pllm_memory_evict_range(pllm_memory *memory, pllm_tensor handle, uint64_t offset,
                             uint64_t bytes, uint64_t *evicted_bytes_out)
 {
+    INSIDE(memory);
     if (evicted_bytes_out) *evicted_bytes_out = 0;
     memory_tensor *tensor = tensor_of(memory, handle);
     uint32_t first, count;
@@ -667,17 +737,20 @@ int pllm_memory_evict_range(pllm_memory *memory, pllm_tensor handle, uint64_t of
 
 int pllm_memory_set_vram_limit(pllm_memory *memory, uint64_t bytes)
 {
+    INSIDE(memory);
     if (bytes == 0) bytes = UINT64_MAX;
     if (bytes < memory->page_bytes)
         return pllm_fail(PLLM_EINVAL, 0, "a device limit of %llu bytes holds no page of %llu",
                          (unsigned long long)bytes, (unsigned long long)memory->page_bytes);
     int status = pllm_budget_set_limit(memory->budget, bytes);
+    if (status == PLLM_OK) memory->vram_bytes = bytes;
     if (status == PLLM_OK) status = pllm_pager_set_device_limit(memory->pager, bytes);
     return explain(memory, status, 0);
 }
 
 int pllm_memory_poll(pllm_memory *memory)
 {
+    INSIDE(memory);
     int status = pllm_pager_poll(memory->pager);
     if (status == PLLM_OK) pllm_pager_tidy(memory->pager); /* no step is under way here */
     return status;
@@ -685,6 +758,7 @@ int pllm_memory_poll(pllm_memory *memory)
 
 int pllm_memory_stats_get(const pllm_memory *memory, pllm_memory_stats *stats)
 {
+    INSIDE(memory);
     if (!stats || stats->struct_bytes < sizeof *stats)
         return pllm_fail(PLLM_EINVAL, 0, "pllm_memory_stats.struct_bytes is not %zu",
                          sizeof *stats);

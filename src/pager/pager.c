@@ -357,35 +357,41 @@ int pllm_pager_evict_pages(pllm_pager *pager, const pllm_page *pages, uint32_t p
     return status < 0 && !gone ? status : evicted(pager, gone);
 }
 
-/* Frames at the end of the region first, so that whole chunks become free; then by policy. */
-static void shrink_start(pllm_pager *pager)
+/* Frames at the end of the region first, so that whole chunks become free; then by policy. Where
+ * the budget wants bytes back (all 1), a chunk with a frame in it does not help, so every frame up
+ * there goes, also when frames below are free. Returns how many of them wait for their copy. */
+static uint32_t shrink_start(pllm_pager *pager, int all)
 {
+    uint32_t waiting = 0;
     for (uint32_t page = 0; page < pager->page_max; page++) {
-        if (!pllm_tiers_frame_excess(pager->tiers)) return;
+        if (!all && !pllm_tiers_frame_excess(pager->tiers)) break;
         if (pager->frame[page] != PLLM_NONE && pager->frame[page] >= pager->frame_limit)
-            (void)evict_step(pager, page);
+            waiting += evict_step(pager, page) == WAITS;
     }
+    return waiting;
 }
 
 /* Evicts down to the limit. wait 0: as far as it goes at once. Nothing is unmapped: see trim. */
 static int shrink(pllm_pager *pager, int wait)
 {
-    int status = PLLM_OK;
+    int status = PLLM_OK, all = pllm_tiers_is_over(pager->tiers);
     pllm_pager_begin(pager);
     pager->starved = 1;
-    shrink_start(pager);
-    while (status == PLLM_OK && pllm_tiers_frame_excess(pager->tiers)) {
-        uint32_t victim = pllm_pager_victim(pager, FRAME_DEMAND);
-        if (victim != PLLM_NONE)
+    uint32_t waiting = shrink_start(pager, all);
+    while (status == PLLM_OK && (waiting || pllm_tiers_frame_excess(pager->tiers))) {
+        uint32_t victim = waiting ? PLLM_NONE : pllm_pager_victim(pager, FRAME_DEMAND);
+        if (victim != PLLM_NONE) {
             pllm_pager_evict_clean(pager, victim);
-        else if (wait && pllm_pager_can_move(pager))
+        } else if (wait && pllm_pager_can_move(pager)) {
             status = pllm_pager_wait(pager);
-        else
+            waiting = shrink_start(pager, all);
+        } else {
             break;
+        }
     }
     pager->starved = 0;
     pager->untrimmed = 1;
-    pager->shrinking = pllm_tiers_frame_excess(pager->tiers) > 0;
+    pager->shrinking = waiting || pllm_tiers_frame_excess(pager->tiers) > 0;
     if (status < 0 || !pager->shrinking) return status;
     return pager->write_failure.status ? pllm_pager_fail_again(&pager->write_failure) : PLLM_EBUSY;
 }

@@ -200,6 +200,11 @@ uint32_t pllm_tiers_frame_excess(const pllm_tiers *tiers)
     return tiers->frames_used > limit ? tiers->frames_used - limit : 0;
 }
 
+int pllm_tiers_is_over(const pllm_tiers *tiers)
+{
+    return pllm_budget_excess(tiers->member) > 0;
+}
+
 int pllm_tiers_frame_is_high(const pllm_tiers *tiers, uint32_t frame)
 {
     return frame >= pllm_tiers_frame_limit(tiers);

@@ -60,6 +60,8 @@ uint32_t pllm_tiers_frame_limit(const pllm_tiers *tiers);
  * many should go, and trim then gives chunks that hold no frame in use back to the budget. */
 int pllm_tiers_set_device_limit(pllm_tiers *tiers, uint64_t bytes);
 uint32_t pllm_tiers_frame_excess(const pllm_tiers *tiers);
+/* 1: the budget wants bytes back, which takes whole chunks and not just frames. */
+int pllm_tiers_is_over(const pllm_tiers *tiers);
 /* 1: the frame lies above the limit of this moment; evicting such frames first is what empties
  * chunks, so that trim has something to give back. */
 int pllm_tiers_frame_is_high(const pllm_tiers *tiers, uint32_t frame);

@@ -261,6 +261,14 @@ uint64_t pllm_budget_charged(const pllm_budget_member *member)
     return charged;
 }
 
+uint64_t pllm_budget_loan(pllm_budget *budget)
+{
+    pthread_mutex_lock(&budget->lock);
+    uint64_t bytes = budget->held_bytes - budget->minimum_bytes;
+    pthread_mutex_unlock(&budget->lock);
+    return bytes;
+}
+
 void pllm_budget_stats_get(const pllm_budget *budget, pllm_budget_stats *stats_out)
 {
     pthread_mutex_t *lock = (pthread_mutex_t *)&budget->lock;

@@ -34,6 +34,7 @@ int pllm_budget_member_set(pllm_budget_member *member, uint64_t minimum_bytes,
                            uint64_t limit_bytes);
 uint64_t pllm_budget_excess(const pllm_budget_member *member); /* bytes this member should return */
 uint64_t pllm_budget_charged(const pllm_budget_member *member);
+uint64_t pllm_budget_loan(pllm_budget *budget); /* bytes that members hold above their minimums */
 /* limit_bytes: attached, no more than the ledger would give now. */
 typedef struct pllm_budget_stats {
     uint64_t limit_bytes, charged_bytes, peak_bytes, refused_count;

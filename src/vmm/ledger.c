@@ -30,6 +30,7 @@
 #define MS_NS ((uint64_t)1000000)
 #define LOOK_NS (50 * MS_NS)  /* between two looks for the dead */
 #define TICK_NS (250 * MS_NS) /* of a member's thread, and of a wait */
+#define AGAIN_NS (20 * MS_NS) /* before who owes what it promised is called again */
 enum { WAIT_MS = 500, SUSPECTS = PLLM_LEDGER_ROWS + PLLM_LEDGER_CLAIMS + PLLM_LEDGER_HOLDERS };
 
 _Static_assert(PLLM_LEDGER_ROWS == PLLM_LEDGER_MEMBERS_MAX, "ledger.h says how many");
@@ -322,11 +323,12 @@ static void *member_run(void *user)
     pllm_ledger_member *member = user;
     pllm_ledger *ledger = member->ledger;
     while (!atomic_load(&member->stops)) {
-        sleep_on(&member->row->request, member->seen, TICK_NS);
+        int owes = member->reclaim && pllm_ledger_asked(member) > 0;
+        sleep_on(&member->row->request, member->seen, owes ? AGAIN_NS : TICK_NS);
         if (atomic_load(&member->stops)) break;
-        if (__atomic_load_n(&member->row->request, __ATOMIC_ACQUIRE) != member->seen) {
+        if (__atomic_load_n(&member->row->request, __ATOMIC_ACQUIRE) != member->seen || owes) {
             answer(member);
-            continue;
+            if (!owes) continue;
         }
         bury_the_dead(ledger, 0);
         (void)pllm_ledger_core_plan(lock(ledger), pllm_clock_ns());
@@ -548,7 +550,9 @@ int pllm_ledger_set(pllm_ledger *ledger, const char *member_name, const pllm_led
     uint32_t generation = at->generation;
     uint64_t minimum =
         change->minimum_bytes == UINT64_MAX ? at->minimum_bytes : change->minimum_bytes;
-    uint64_t limit = change->limit_bytes == UINT64_MAX ? at->limit_bytes : change->limit_bytes;
+    uint64_t limit = change->limit_bytes == UINT64_MAX ? at->limit_bytes
+                     : change->limit_bytes == 0        ? UINT64_MAX
+                                                       : change->limit_bytes;
     int32_t priority = change->priority == INT32_MIN ? at->priority : change->priority;
     int status =
         pllm_ledger_core_set(core, (uint32_t)row, minimum, limit, priority, pllm_clock_ns());

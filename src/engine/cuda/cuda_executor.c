@@ -132,7 +132,6 @@ static int open_kernels(pllm_engine *engine)
 
 static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
 {
-    const pllm_engine_options *o = &engine->options;
     pllm_cuda_state *state = pllm_alloc(engine->context, sizeof *state);
     if (!state) return pllm_fail_memory("the CUDA executor", sizeof *state);
     engine->cuda = state;
@@ -153,9 +152,9 @@ static int cuda_plan(pllm_engine *engine, pllm_executor_needs *needs_out)
     if (status < 0) return status;
     uint64_t available = info.free_bytes > FREE_SLACK ? info.free_bytes - FREE_SLACK : 0;
     needs.budget_max_bytes = available;
-    if (o->vram_limit_bytes != PLLM_UNLIMITED) {
-        uint64_t limit = o->vram_limit_bytes > needs.outside_bytes
-                             ? o->vram_limit_bytes - needs.outside_bytes
+    if (engine->limit_bytes != PLLM_UNLIMITED) {
+        uint64_t limit = engine->limit_bytes > needs.outside_bytes
+                             ? engine->limit_bytes - needs.outside_bytes
                              : 0;
         if (limit < available) available = limit;
     }
