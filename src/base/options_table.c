@@ -182,7 +182,7 @@ const pllm_option pllm_options[] = {
            "redis-server, which ends with the daemon, if not given"),
     STRING(socket_mode, ON(SERVE), "MODE", "0600",
            "who may connect, as chmod counts: 0660 the socket's group too, 0666 everybody"),
-    SIZE(ready, NULL, ON(SERVE), "512MiB", 0, 0,
+    SIZE(ready, NULL, ON(SERVE), "256MiB", 0, 0,
          "memory of each device that may be kept zeroed and exported ahead of need"),
     SIZE(legacy_memory, NULL, ON(SERVE), "unlimited", 0, 0,
          "of each GPU for tensors with a CUDA IPC handle, which those made through Redis are"),

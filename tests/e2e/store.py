@@ -65,7 +65,7 @@ class StoreTest(ProgramTest):
 
     def serve(self, *options):
         """The daemon, once it listens; its line is in .line, its Redis in self.redis."""
-        daemon = self.start("store", "serve", *options)
+        daemon = self.start("store", "serve", "--ready", "8MiB", *options)
         daemon.line = daemon.stdout.readline().decode()
         if "serving" not in daemon.line:
             self.fail(f"the daemon says {daemon.line!r} and {daemon.stderr.read()!r}")
