@@ -33,8 +33,8 @@ typedef struct cli_program {
 
 /* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */
 int cli_interrupted(void);
-int cli_signal_fd(void);    /* can be read from once a signal has come */
-int cli_canceled(void); /* ECANCELED with its sentence */
+int cli_signal_fd(void); /* can be read from once a signal has come */
+int cli_canceled(void);  /* ECANCELED with its sentence */
 /* From now on a model file (positionals[0]) that is cut short ends the program with a sentence. */
 void cli_watch_model(const pllm_settings *settings);
 /* 1, and all is as before, if it was SIGINT: for who has stopped what that was meant for. */

@@ -306,6 +306,6 @@ int command_doctor(cli_program *cli)
     if (status < 0) return status;
     if (f.model_problem[0]) return cli_fail_again(&kept);
     if (!f.device_problem[0]) return PLLM_OK;
-    return pllm_fail(PLLM_EUNSUPPORTED, 0, "--device %s cannot be used: %s", cli->settings->device.last,
-                     f.device_problem);
+    return pllm_fail(PLLM_EUNSUPPORTED, 0, "--device %s cannot be used: %s",
+                     cli->settings->device.last, f.device_problem);
 }

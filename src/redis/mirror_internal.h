@@ -32,7 +32,7 @@ typedef struct mirror_list {
 typedef struct mirror_command {
     int status; /* below 0: it could not be read, and text says why */
     pllm_command command;
-    char text[sizeof ((pllm_error *)0)->text];
+    char text[sizeof((pllm_error *)0)->text];
 } mirror_command;
 
 struct pllm_mirror {
