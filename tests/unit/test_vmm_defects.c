@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "vmm_rig.h"
@@ -568,6 +569,46 @@ static void defect_15_a_range_can_be_mapped_by_others(void **state)
     vmm_rig_close(&rig);
 }
 
+/* In a child: maps the range on a device of its own; 0 if all of it is the value. */
+static int child_sees(vmm_rig_kind kind, const pllm_vmm_share *share, const int *descriptors,
+                      unsigned char value)
+{
+    pllm_device *device;
+    pllm_vmm_import *import;
+    pllm_cuda_device_options cuda = {
+        .struct_bytes = sizeof cuda, .library = RIG_LIBRARY, .nvml = RIG_LIBRARY};
+    int status = kind == RIG_HOST ? pllm_device_open_host(NULL, NULL, &device)
+                                  : pllm_device_open_cuda(NULL, &cuda, &device);
+    if (status < 0) return 1;
+    if (pllm_vmm_import_open(NULL, device, share, descriptors, 1, &import) < 0) return 2;
+    const unsigned char *seen = (unsigned char *)(uintptr_t)pllm_vmm_import_address(import);
+    for (uint64_t i = 0; i < share->bytes; i++)
+        if (seen[i] != value) return 3;
+    pllm_vmm_import_close(import);
+    pllm_device_close(device);
+    return 0;
+}
+
+static void defect_15_another_process_sees_the_range(void **state)
+{
+    vmm_rig rig;
+    vmm_rig_open(&rig, KIND(state), 16, 16);
+    pllm_vmm_pool *pool = vmm_rig_model(&rig, "model", 16, NULL);
+    allocate(pool, 100, 2 * RIG_PAGE);
+    vmm_rig_fill(pool, 100, 2 * RIG_PAGE, 42);
+    pllm_vmm_share share;
+    int descriptors[3], status;
+    assert_int_equal(pllm_vmm_export(pool, 100, 2 * RIG_PAGE, 1, &share, descriptors, 3), PLLM_OK);
+    pid_t child = fork();
+    if (child == 0) _exit(child_sees(rig.kind, &share, descriptors, 42));
+    assert_true(child > 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    for (int i = 0; i < 3; i++) close(descriptors[i]);
+    vmm_rig_close(&rig);
+}
+
 /* 16. The budget was one integer: no minimum, no change while running, no taking back. */
 static void defect_16_the_limit_is_real_and_shared(void **state)
 {
@@ -743,6 +784,7 @@ int main(void)
         ON_BOTH(defect_14_stray_reads_get_zeros_where_asked_for),
         ON_BOTH(defect_14_reused_bytes_are_zero_where_asked_for),
         ON_BOTH(defect_15_a_range_can_be_mapped_by_others),
+        ON_BOTH(defect_15_another_process_sees_the_range),
         ON_BOTH(defect_16_the_limit_is_real_and_shared),
         ON_BOTH(defect_17_compact_gives_back_and_fragmentation_is_of_runs),
         ON_BOTH(defect_18_models_are_safe_from_many_threads),
