@@ -14,7 +14,7 @@
 
 /* ---- connecting ---- */
 
-static int connect_on(const cli_program *cli, const char *device, cli_store *store)
+int cli_store_open_on(const cli_program *cli, const char *device, cli_store *store)
 {
     *store = (cli_store){.context = cli->context};
     int status = pllm_device_open(cli->context, device, &store->device);
@@ -28,10 +28,10 @@ static int connect_on(const cli_program *cli, const char *device, cli_store *sto
 
 int cli_store_open(const cli_program *cli, cli_store *store)
 {
-    int status = connect_on(cli, cli->settings->device.last, store);
+    int status = cli_store_open_on(cli, cli->settings->device.last, store);
     if (status != PLLM_ENOTFOUND || pllm_settings_given(cli->settings, "device")) return status;
     pllm_error kept = *pllm_last_error();
-    return connect_on(cli, "cuda", store) == PLLM_OK ? PLLM_OK : cli_fail_again(&kept);
+    return cli_store_open_on(cli, "cuda", store) == PLLM_OK ? PLLM_OK : cli_fail_again(&kept);
 }
 
 void cli_store_close(cli_store *store)

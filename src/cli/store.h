@@ -14,6 +14,7 @@ typedef struct cli_store {
 /* To --socket, with --device; where no device is named and the daemon serves GPUs alone, with the
  * first of those. */
 int cli_store_open(const cli_program *cli, cli_store *store);
+int cli_store_open_on(const cli_program *cli, const char *device, cli_store *store);
 void cli_store_close(cli_store *store); /* not open is fine */
 
 /* "0640" as bits. EINVAL with a sentence that names option. */

@@ -369,19 +369,14 @@ static int check_get(const pllm_settings *settings, const char *path)
                             : PLLM_OK;
 }
 
-int store_get(cli_program *cli)
+static int get_with(const pllm_settings *settings, cli_store *store, const char *path)
 {
-    const pllm_settings *settings = cli->settings;
     const uint32_t named = settings->positional_count - 1;
-    const char *path = settings->positionals[named];
-    cli_store store = {0};
     pllm_store_info *rows = NULL;
     got *all = NULL;
     uint64_t count = named, opened = 0;
-    int status = check_get(settings, path);
-    if (status == PLLM_OK) status = cli_store_open(cli, &store);
-    if (status == PLLM_OK && settings->prefix)
-        status = cli_store_list(store.store, settings->prefix, &rows, &count);
+    int status = PLLM_OK;
+    if (settings->prefix) status = cli_store_list(store->store, settings->prefix, &rows, &count);
     if (status == PLLM_OK && count == 0)
         status = pllm_fail(PLLM_ENOTFOUND, 0, "no tensor's name begins with %s", settings->prefix);
     if (status == PLLM_OK) {
@@ -392,13 +387,36 @@ int store_get(cli_program *cli)
         const char *name = settings->prefix ? rows[opened].name : settings->positionals[opened];
         size_t cut = settings->prefix ? strlen(settings->prefix) : 0;
         all[opened].name = name[cut] ? name + cut : name;
-        status = open_got(&store, name, &all[opened]);
+        status = open_got(store, name, &all[opened]);
     }
-    if (status == PLLM_OK) status = get_all(&store, all, (uint32_t)count, path);
+    if (status == PLLM_OK) status = get_all(store, all, (uint32_t)count, path);
     pllm_error kept = *pllm_last_error();
     for (uint64_t i = 0; i < opened; i++) (void)pllm_store_close_tensor(all[i].tensor);
-    cli_store_close(&store);
     free(all);
     free(rows);
+    return status < 0 ? cli_fail_again(&kept) : status;
+}
+
+int store_get(cli_program *cli)
+{
+    const pllm_settings *settings = cli->settings;
+    const char *path = settings->positionals[settings->positional_count - 1];
+    cli_store store = {0};
+    int elsewhere = 0, status = check_get(settings, path);
+    if (status == PLLM_OK) status = cli_store_open(cli, &store);
+    if (status == PLLM_OK) {
+        status = get_with(settings, &store, path);
+        elsewhere = status == PLLM_EUNSUPPORTED;
+        pllm_error kept = *pllm_last_error();
+        cli_store_close(&store);
+        if (status < 0) status = cli_fail_again(&kept);
+    }
+    /* On another device than was taken for granted: on a GPU, then. */
+    if (!elsewhere || pllm_settings_given(settings, "device")) return status;
+    pllm_error kept = *pllm_last_error();
+    if (cli_store_open_on(cli, "cuda", &store) < 0) return cli_fail_again(&kept);
+    status = get_with(settings, &store, path);
+    kept = *pllm_last_error();
+    cli_store_close(&store);
     return status < 0 ? cli_fail_again(&kept) : status;
 }

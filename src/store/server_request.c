@@ -137,6 +137,12 @@ static int open_slot(pllm_store_server *server, client *c, uint32_t slot)
     uint32_t writable = server->request.open.writable;
     const pllm_store_record *record = pllm_registry_record(server->registry, slot);
     pllm_store_block_layout about;
+    if (record->device != c->device)
+        return pllm_fail(PLLM_EUNSUPPORTED, 0,
+                         "\"%s\" is on the store's device %u, %s, and this client maps on %s: open "
+                         "the store with the tensor's device",
+                         record->name, record->device, server->uuids[record->device],
+                         server->uuids[c->device]);
     pllm_store_block_layout_get(server->blocks[slot], &about);
     if (writable && about.read_only)
         return pllm_fail(PLLM_EPERM, 0,

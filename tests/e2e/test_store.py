@@ -178,6 +178,45 @@ class Store(StoreTest):
         self.assertEqual(self.names(), [])
         self.stop(again)
 
+    def test_under_pressure_sealed_tensors_move_to_host_memory(self):
+        daemon = self.serve("--redis", "none", "--vram-limit", "24MiB", "--ready", "0")
+        data = {f"t{i}": os.urandom(8 << 20) for i in range(5)}
+        for name, content in data.items():
+            self.store("put", self.write("in.npy", npy((8 << 20,), "|u1", content)), name,
+                       "--seal")
+        rows = json.loads(self.store("ls", "--json"))
+        self.assertGreaterEqual(sum(row["spilled"] for row in rows), 2)
+        for name, content in data.items():
+            self.store("get", name, self.path("out.npy"))
+            self.assertEqual(read_npy(self.read("out.npy"))[2], content)
+        # Pinned ones and those that are not sealed stay where they are.
+        for name in data:
+            self.store("rm", name)
+        for i in range(3):
+            self.store("create", f"p{i}", "--shape", 8 << 20, "--dtype", "u8",
+                       *(("--pinned",) if i else ()))
+        self.refuse_store("create", "p3", "--shape", 8 << 20, "--dtype", "u8", words=("room",))
+        self.refuse_store("put", self.path("in.npy"), "p3", words=("room",))
+        self.assertEqual(self.names(), ["p0", "p1", "p2"])
+        self.stop(daemon)
+
+    def test_two_daemons_in_one_ledger(self):
+        ledger = f"e2e-{os.getpid()}"
+        self.addCleanup(lambda: os.unlink(f"/dev/shm/pagedllm-{os.getuid()}-{ledger}"))
+        options = ("--redis", "none", "--ledger", ledger, "--ledger-limit", "32MiB")
+        one = self.serve(*options)
+        other_socket = os.path.join(self.short, "other.sock")
+        other = self.serve(*options, "--socket", other_socket, "--ledger-minimum", "8MiB")
+        elsewhere = ("--socket", other_socket)
+        large = ("--shape", 24 << 20, "--dtype", "u8")
+        self.store("create", "x", *large) # what was kept ready makes way
+        self.refuse_store("create", "y", *large, *elsewhere)
+        self.store("create", "y", "--shape", 8 << 20, "--dtype", "u8", *elsewhere) # its minimum
+        self.store("rm", "x")
+        self.store("create", "z", "--shape", 16 << 20, "--dtype", "u8", *elsewhere)
+        self.stop(other)
+        self.stop(one)
+
     def test_other_users_modes_are_kept(self):
         daemon = self.serve("--redis", "none", "--socket-mode", "0660")
         self.assertEqual(os.stat(self.socket).st_mode & 0o777, 0o660)
