@@ -216,6 +216,14 @@ static int pend(pllm_store_server *server, client *c, uint32_t bytes, uint32_t f
     return PLLM_OK;
 }
 
+/* Why a client goes with whom nothing could be exchanged; NULL: it has gone itself. */
+static const char *gone(int status)
+{
+    const pllm_error *error = pllm_last_error();
+    int itself = status == PLLM_EIO && (error->native == EPIPE || error->native == ECONNRESET);
+    return itself ? NULL : error->text;
+}
+
 /* Sends server->answer. 0: the client may go on; else it was dropped or must wait. */
 static int answer(pllm_store_server *server, client *c, int status)
 {
@@ -244,7 +252,7 @@ static int answer(pllm_store_server *server, client *c, int status)
         status = pend(server, c, (uint32_t)bytes, message->fd_count);
         if (status < 0) pllm_server_drop(server, c, "its answer cannot be kept for it");
     } else {
-        pllm_server_drop(server, c, pllm_last_error()->text);
+        pllm_server_drop(server, c, gone(status));
     }
     return 1;
 }
@@ -268,7 +276,7 @@ static void flush(pllm_store_server *server, client *c)
             return;
         }
         if (status < 0) {
-            pllm_server_drop(server, c, pllm_last_error()->text);
+            pllm_server_drop(server, c, gone(status));
             return;
         }
         pending_forget(server, c);
@@ -323,9 +331,9 @@ static int client_read(pllm_store_server *server, client *c)
     if (status == PLLM_EBUSY) return 1;
     server->stats.request_count++;
     const char *why = NULL;
-    if (status < 0) {
-        why = pllm_last_error()->text;
-    } else if (bytes == 0) {
+    if (status < 0 && gone(status)) {
+        why = gone(status);
+    } else if (status < 0 || bytes == 0) {
         for (uint32_t i = 0; i < fd_count; i++) close(server->in_fds[i]);
         pllm_server_drop(server, c, NULL);
         return 1;
@@ -344,7 +352,7 @@ static int client_read(pllm_store_server *server, client *c)
         return 1;
     }
     pllm_error_clear();
-    status = pllm_server_request(server, c, fd_count);
+    status = pllm_server_request(server, c);
     for (uint32_t i = 0; i < fd_count; i++) close(server->in_fds[i]);
     pllm_server_effects(server);
     int wanted = server->request.request != 0;

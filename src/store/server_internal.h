@@ -33,7 +33,7 @@ typedef enum client_state {
 
 typedef struct client {
     int fd, next; /* next: of the free list */
-    uint32_t state, device;
+    uint32_t state;
     uint32_t epoll_events; /* that are being waited for */
     pllm_store_peer peer;
     pllm_store_lease lease;
@@ -119,7 +119,7 @@ void pllm_server_stalled(pllm_store_server *server);
 
 /* server_request.c: carries out server->request of c; fills server->answer and server->out_fds. The
  * status of the answer. */
-int pllm_server_request(pllm_store_server *server, client *c, uint32_t in_fd_count);
+int pllm_server_request(pllm_store_server *server, client *c);
 
 /* server_effect.c */
 void pllm_server_effects(pllm_store_server *server);

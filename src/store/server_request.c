@@ -77,7 +77,6 @@ static int request_hello(pllm_store_server *server, client *c)
                                           &c->lease);
     if (status < 0) return status;
     c->state = CLIENT_READY;
-    c->device = device;
     server->answer.welcome.epoch = server->epoch;
     server->answer.welcome.slot_max = pllm_registry_slot_max(server->registry);
     server->answer.welcome.board_bytes = pllm_board_bytes(server->answer.welcome.slot_max);
@@ -412,7 +411,7 @@ static int request_offer(pllm_store_server *server, client *c)
     return status;
 }
 
-int pllm_server_request(pllm_store_server *server, client *c, uint32_t in_fd_count)
+int pllm_server_request(pllm_store_server *server, client *c)
 {
     static int (*const requests[PLLM_WIRE_OPS])(pllm_store_server *, client *) = {
         [PLLM_WIRE_HELLO] = request_hello,     [PLLM_WIRE_CREATE] = request_create,
@@ -425,7 +424,6 @@ int pllm_server_request(pllm_store_server *server, client *c, uint32_t in_fd_cou
         [PLLM_WIRE_UNWATCH] = request_unwatch, [PLLM_WIRE_OFFER] = request_offer,
         [PLLM_WIRE_PING] = request_ping,       [PLLM_WIRE_BYE] = request_bye,
     };
-    (void)in_fd_count; /* as many as the message says: the caller has seen to it */
     server->answer.fd_count = 0;
     server->answer.error = (pllm_wire_text){0};
     if (c->state == CLIENT_GONE)
