@@ -32,9 +32,9 @@ typedef enum client_state {
 } client_state;
 
 typedef struct client {
-    int fd, next; /* next: of the free list */
-    uint32_t state;
-    uint32_t epoll_events; /* that are being waited for */
+    int fd, next;           /* next: of the free list */
+    uint32_t state, device; /* device: the one it maps with */
+    uint32_t epoll_events;  /* that are being waited for */
     pllm_store_peer peer;
     pllm_store_lease lease;
     uint64_t since_ns; /* connected; with an answer pending: when it could not be sent */

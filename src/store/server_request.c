@@ -77,6 +77,7 @@ static int request_hello(pllm_store_server *server, client *c)
                                           &c->lease);
     if (status < 0) return status;
     c->state = CLIENT_READY;
+    c->device = device;
     server->answer.welcome.epoch = server->epoch;
     server->answer.welcome.slot_max = pllm_registry_slot_max(server->registry);
     server->answer.welcome.board_bytes = pllm_board_bytes(server->answer.welcome.slot_max);
@@ -144,9 +145,11 @@ static int open_slot(pllm_store_server *server, client *c, uint32_t slot)
                          server->uuids[c->device]);
     pllm_store_block_layout_get(server->blocks[slot], &about);
     if (writable && about.read_only)
-        return pllm_fail(PLLM_EPERM, 0,
-                         "\"%s\" outlived an earlier store with readers only: it can be read only",
-                         record->name);
+        return pllm_fail(
+            PLLM_EPERM, 0,
+            "\"%s\" outlived an earlier store, and who writes it has not come back: it can "
+            "be read only",
+            record->name);
     int imported = pllm_registry_imports(server->registry, c->lease, slot);
     int status = pllm_registry_hold(server->registry, c->lease, slot, writable, 1, server->now_ns);
     if (status == PLLM_EBUSY) {
