@@ -12,12 +12,12 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "vmm/elastic.h"
-#include "failing_context.h"
+#include "vmm_rig.h"
 
 #define PAGE ((uint64_t)64 << 10)
 /* The least number of fault points; below it the scenario has lost some. */
 #define DEVICE_FLOOR 55u
+#define DRIVER_FLOOR 200u
 #define ALLOCATION_FLOOR 75u
 
 typedef struct world {
@@ -202,6 +202,42 @@ static void every_device_call_fails_once_asynchronously(void **state)
     device_faults(0, 1);
 }
 
+/* Under the CUDA device: calls of the driver, which may also fail where our table can't. */
+static void every_driver_call_fails_once(void **state)
+{
+    (void)state;
+    fake_cuda *fake = fake_cuda_load(RIG_LIBRARY);
+    assert_non_null(fake);
+    for (uint64_t n = 0;; n++) {
+        failing_context memory;
+        failing_context_init(&memory, FAILING_NEVER);
+        memset(fake, 0, sizeof *fake);
+        fake->version = 13000;
+        fake->device_count = 1;
+        fake->fail_count = 1;
+        world w = {.context = &memory.context};
+        pllm_cuda_device_options cuda = {.struct_bytes = sizeof cuda,
+                                         .capacity_bytes = 64 * PAGE,
+                                         .library = RIG_LIBRARY,
+                                         .nvml = RIG_LIBRARY};
+        assert_int_equal(pllm_device_open_cuda(w.context, &cuda, &w.inner), PLLM_OK);
+        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, NULL, &w.device), PLLM_OK);
+        fake->fail_at = n;
+        fake->fail_code = 1; /* CUDA_ERROR_INVALID_VALUE, which passes */
+        work(&w);
+        assert_true(w.failures <= 1);
+        uint64_t calls = fake->calls;
+        fake->fail_code = 0;
+        clean(&w);
+        failing_context_check(&memory);
+        assert_int_equal(fake->live, 0);
+        if (calls > n) continue;
+        print_message("driver calls failed one by one: %u\n", (unsigned)n);
+        assert_true(n >= DRIVER_FLOOR);
+        return;
+    }
+}
+
 static void allocation_faults(int sim)
 {
     for (uint64_t n = 0;; n++) {
@@ -233,6 +269,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_device_call_fails_once),
         cmocka_unit_test(every_device_call_fails_once_asynchronously),
+        cmocka_unit_test(every_driver_call_fails_once),
         cmocka_unit_test(every_allocation_fails_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
