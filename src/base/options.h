@@ -93,10 +93,10 @@ typedef struct pllm_settings {
     bool json, special;
     /* named tensors */
     const char *socket, *redis, *mode, *socket_mode, *dtype, *prefix;
-    const char *ledger;
+    const char *ledger, *ledger_name;
     uint64_t ready, legacy_memory, quota, quota_tensors, clients, events;
     uint64_t ledger_minimum, ledger_limit, ledger_priority;
-    bool pinned, legacy, seal, replace, off;
+    bool pinned, legacy, seal, replace, off, once;
 
     /* from the command line */
     const char *command; /* NULL: none was given */
@@ -151,6 +151,7 @@ extern const uint32_t pllm_option_count;
 extern const pllm_command pllm_commands[];
 extern const uint32_t pllm_command_count;
 extern const uint32_t pllm_model_commands; /* bit i: command i is about models */
+extern const pllm_manual pllm_manual_top, pllm_manual_limit;
 extern const pllm_manual pllm_manual_store, pllm_manual_store_serve, pllm_manual_store_create,
     pllm_manual_store_put, pllm_manual_store_get, pllm_manual_store_ls, pllm_manual_store_stat,
     pllm_manual_store_rm, pllm_manual_store_watch, pllm_manual_store_seal, pllm_manual_store_pin,

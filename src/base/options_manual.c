@@ -15,6 +15,50 @@
     "2    the command line was wrong\n"                                     \
     "130  interrupted by SIGINT; 143: by SIGTERM\n"
 
+#define LEDGER_FILES               \
+    "/dev/shm/pagedllm-UID-NAME\n" \
+    "    the ledger; it stays when its members have ended, and may then be removed\n"
+#define LEDGER_ENVIRONMENT "PAGEDLLM_LEDGER   as --ledger; so for every other option\n"
+
+const pllm_manual pllm_manual_top = {
+    .description =
+        "A ledger is one limit of device memory for all processes of a user that name it with "
+        "--ledger. Each has a minimum that is its own, and may use what is free above it; who asks "
+        "for more makes members of lower priority give back.\n\n"
+        "The first line is the ledger: what is mapped, what is held (the larger of mapped and "
+        "minimum, of each member, which is what others cannot have), its limit, the most that was "
+        "ever mapped, and how often somebody was refused. Then a line a member: its address space, "
+        "its mapped memory, minimum and limit, priority, bytes mapped and given up in a second, "
+        "what "
+        "it is asked to give back and has not yet, how often it was asked and how much it gave "
+        "back. A member that is gone, but whose memory others still map, has no pid. q or Ctrl-C "
+        "ends.\n\n"
+        "Where standard output is no terminal, a table is printed every second.",
+    .files = LEDGER_FILES,
+    .environment = LEDGER_ENVIRONMENT,
+    .exits = EXITS,
+    .examples = "pagedllm top\n"
+                "pagedllm top --ledger team --once --json\n",
+};
+
+const pllm_manual pllm_manual_limit = {
+    .description =
+        "Changes a member of a ledger while it runs: at once for what it may map from now on. What "
+        "it "
+        "has above a new limit it gives back as soon as it can. total stands for the ledger "
+        "itself; "
+        "below what is mapped, everybody is asked to give back, and nothing above a minimum can be "
+        "mapped until they have. unlimited takes a member's own limit away. A limit below a "
+        "minimum "
+        "is refused, and so is a minimum that is not to be had.",
+    .files = LEDGER_FILES,
+    .environment = LEDGER_ENVIRONMENT,
+    .exits = EXITS,
+    .examples = "pagedllm limit run-4711 4GB\n"
+                "pagedllm limit total 24GB --ledger team\n"
+                "pagedllm limit chat-815 unlimited --ledger-minimum 2GB --ledger-priority 5\n",
+};
+
 const pllm_manual pllm_manual_store = {
     .description =
         "Programs make and open tensors by name; the memory is the daemon's, and is mapped by all "

@@ -13,6 +13,8 @@ enum {
     DETOKENIZE,
     DOCTOR,
     TRACE,
+    TOP, /* the first that opens no model */
+    LIMIT,
     STORE, /* and its commands */
     SERVE,
     CREATE,
@@ -40,6 +42,10 @@ const pllm_command pllm_commands[] = {
     [TRACE] = {"trace", "FILE", 1, 1,
                "replays recorded accesses: each policy's hits, and the most there could be"},
     [DOCTOR] = {"doctor", "[MODEL]", 0, 1, "shows devices, tiers, limits and what is missing"},
+    [TOP] = {"top", "", 0, 0, "shows who shares device memory under a ledger, live",
+             &pllm_manual_top},
+    [LIMIT] = {"limit", "NAME|total SIZE", 2, 2, "changes the limit of one of them, or of all",
+               &pllm_manual_limit},
     [STORE] = {"store", "COMMAND", 0, 0, "shares tensors in device memory between processes",
                &pllm_manual_store},
     [SERVE] = {"store serve", "", 0, 0, "runs the daemon that owns the memory of named tensors",
@@ -65,12 +71,13 @@ const pllm_command pllm_commands[] = {
                 &pllm_manual_store_rename},
 };
 const uint32_t pllm_command_count = sizeof pllm_commands / sizeof pllm_commands[0];
-const uint32_t pllm_model_commands = (1u << STORE) - 1;
+const uint32_t pllm_model_commands = (1u << TOP) - 1;
 
 #define ON(command) (1u << (command))
 #define ALL UINT32_MAX
-#define MODELS (ON(STORE) - 1) /* the commands before */
-#define CLIENTS (ALL & ~MODELS & ~ON(STORE))
+#define MODELS (ON(TOP) - 1) /* the commands before */
+#define CLIENTS (ALL & ~(ON(STORE) - 1) & ~ON(STORE))
+#define MEMBERS (ON(RUN) | ON(CHAT) | ON(BENCH) | ON(LOGITS) | ON(PERPLEXITY))
 #define GENERATE (ON(RUN) | ON(CHAT))
 #define AT(field) offsetof(pllm_settings, field)
 
@@ -170,8 +177,8 @@ const pllm_option pllm_options[] = {
     STRING(log, ON(BENCH), "FILE", "all",
            "of bench pool: a recorded log, or one of those that it makes by name; all of them"),
     BOOL(json,
-         ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE) | ON(LS) | ON(STAT) |
-             ON(WATCH),
+         ON(TOP) | ON(BENCH) | ON(PERPLEXITY) | ON(TOKENIZE) | ON(DOCTOR) | ON(TRACE) | ON(LS) |
+             ON(STAT) | ON(WATCH),
          "prints JSON"),
 
     STRING(socket, CLIENTS, "PATH", NULL,
@@ -190,13 +197,20 @@ const pllm_option pllm_options[] = {
     UINT(quota_tensors, ON(SERVE), "0", 0, UINT32,
          "tensors a user may own; 0: as many as there can be"),
     UINT(clients, ON(SERVE), "1024", 1, 65536, "connections at one time; a user gets a quarter"),
-    STRING(ledger, ON(SERVE), "NAME", NULL,
-           "shares that ledger's limit of device memory with the other processes that name it"),
-    SIZE(ledger_limit, NULL, ON(SERVE), "0", 0, 0, "of the ledger as a whole, where it is new"),
-    SIZE(ledger_minimum, NULL, ON(SERVE), "0", 0, 0,
-         "what this process has in the ledger at all times"),
-    UINT(ledger_priority, ON(SERVE), "0", 0, 1000000,
-         "who has more may make this process give back what is above its minimum"),
+    STRING(ledger, MEMBERS | ON(SERVE) | ON(TOP) | ON(LIMIT), "NAME", NULL,
+           "shares that ledger's limit of device memory with the other processes that name it; top "
+           "and limit: the one that is meant, default if not given"),
+    SIZE(ledger_limit, NULL, MEMBERS | ON(SERVE), "0", 0, 0,
+         "of the ledger as a whole, where it is new; 0: it must exist"),
+    SIZE(ledger_minimum, NULL, MEMBERS | ON(SERVE) | ON(LIMIT), "0", 0, 0,
+         "what this process has in the ledger at all times; a model at least what it cannot do "
+         "without; limit: the member's new minimum"),
+    UINT(ledger_priority, MEMBERS | ON(SERVE) | ON(LIMIT), "0", 0, 1000000,
+         "who has more may make this process give back what is above its minimum; limit: the "
+         "member's new one"),
+    STRING(ledger_name, MEMBERS, "NAME", NULL,
+           "what top and limit call this process; if not given, its command and pid"),
+    BOOL(once, ON(TOP), "shows it once, with the rates of a quarter of a second"),
     STRING(dtype, ON(CREATE), "TYPE", "f32",
            "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 u8 or bool"),
     STRING(mode, ON(CREATE) | ON(PUT), "MODE", "0600",

@@ -42,6 +42,11 @@ int cli_interrupt_taken(void);
 /* read(), but a signal ends the wait: ECANCELED. EIO: errno is set. 0: the end. */
 int cli_read(int fd, void *buffer, size_t bytes, size_t *read_out);
 
+/* Waits, or until a signal comes (1), or standard input has something (2; watched where asked). */
+int cli_pause(uint32_t ms, int watch_input);
+/* A process's name in its ledger: --ledger-name, or command and pid. Returns buffer. */
+const char *cli_member_name(const pllm_settings *settings, char *buffer, size_t bytes);
+
 /* What a command needs that no setting says. */
 typedef struct cli_engine_need {
     const char *shape, *weights; /* NULL: the model file, positionals[0] */
@@ -51,7 +56,7 @@ typedef struct cli_engine_need {
 /* The options of an engine as the settings say; values holds what they point to. */
 typedef struct cli_engine_choice {
     pllm_engine_options options;
-    char values[5][16];
+    char values[5][16], member[40];
 } cli_engine_choice;
 void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine_choice *choice);
 
@@ -113,6 +118,8 @@ int command_tokenize(cli_program *cli);
 int command_detokenize(cli_program *cli);
 int command_doctor(cli_program *cli);
 int command_trace(cli_program *cli);
+int command_top(cli_program *cli);
+int command_limit(cli_program *cli);
 int command_store(cli_program *cli); /* every "store ..." */
 
 #endif

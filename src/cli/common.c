@@ -31,6 +31,13 @@ static int show_progress(void *user, const char *what, uint64_t done, uint64_t t
 
 enum { RECORD_MAX = 1 << 22 }; /* accesses that --record keeps: the last ones, 32 MiB of them */
 
+const char *cli_member_name(const pllm_settings *settings, char *buffer, size_t bytes)
+{
+    if (settings->ledger_name) return settings->ledger_name;
+    snprintf(buffer, bytes, "%s-%ld", settings->command, (long)getpid());
+    return buffer;
+}
+
 void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine_choice *choice)
 {
     const pllm_settings *settings = cli->settings;
@@ -64,6 +71,11 @@ void cli_engine_choose(cli_program *cli, const cli_engine_need *need, cli_engine
         .progress_user = cli,
         .shape = need ? need->shape : NULL,
         .weights = need ? need->weights : NULL,
+        .ledger = settings->ledger,
+        .ledger_limit_bytes = settings->ledger_limit,
+        .ledger_minimum_bytes = settings->ledger_minimum,
+        .ledger_priority = (int32_t)settings->ledger_priority,
+        .ledger_name = cli_member_name(settings, choice->member, sizeof choice->member),
     };
     /* A folder without a size: as much as every block of the context would take. */
     if (settings->nvme_path && settings->nvme_size == 0)

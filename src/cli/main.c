@@ -55,6 +55,15 @@ int cli_interrupt_taken(void)
     return 1;
 }
 
+int cli_pause(uint32_t ms, int watch_input)
+{
+    struct pollfd waits[2] = {{.fd = signal_pipe[0], .events = POLLIN},
+                              {.fd = watch_input ? STDIN_FILENO : -1, .events = POLLIN}};
+    int ready = poll(waits, 2, (int)ms);
+    if (cli_interrupted()) return 1;
+    return ready > 0 && waits[1].revents ? 2 : 0;
+}
+
 int cli_read(int fd, void *buffer, size_t bytes, size_t *read_out)
 {
     *read_out = 0;
@@ -87,6 +96,8 @@ static int (*find_command(const char *name))(cli_program *)
         {"detokenize", command_detokenize},
         {"trace", command_trace},
         {"doctor", command_doctor},
+        {"top", command_top},
+        {"limit", command_limit},
     };
     if (strncmp(name, "store ", 6) == 0) return command_store;
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
@@ -169,11 +180,25 @@ static int check_given(const pllm_settings *settings)
     return PLLM_OK;
 }
 
+static int check_ledger(const pllm_settings *settings)
+{
+    static const char *const parts[][2] = {{"ledger_limit", "limit"},
+                                           {"ledger_minimum", "minimum"},
+                                           {"ledger_priority", "priority"},
+                                           {"ledger_name", "name"}};
+    if (settings->ledger || strcmp(settings->command, "limit") == 0) return PLLM_OK;
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (pllm_settings_source(settings, parts[i][0]) == PLLM_FROM_FLAG)
+            return pllm_fail(PLLM_EINVAL, 0, "--ledger-%s needs --ledger NAME", parts[i][1]);
+    return PLLM_OK;
+}
+
 /* What is given and could have no effect is refused, not ignored. */
 static int check(const pllm_settings *settings)
 {
     for (uint32_t i = 0; i < settings->device.count; i++)
         if (pllm_device_name_check(settings->device.items[i]) < 0) return PLLM_EINVAL;
+    if (check_ledger(settings) < 0) return PLLM_EINVAL;
     if (strncmp(settings->command, "store ", 6) == 0) return check_store(settings);
     bool tensor = cli_is_tensor(settings);
     if (!tensor && pllm_settings_given(settings, "page_size"))
@@ -215,7 +240,8 @@ static int run(const pllm_settings *settings, const pllm_context *context)
         if (!command)
             pllm_fail(PLLM_EINVAL, 0, "'%s' is no command: see pagedllm --help", settings->command);
         if (!command || check(settings) < 0) return complain(settings, 2);
-        if (strncmp(settings->command, "store ", 6) != 0 ||
+        if ((strncmp(settings->command, "store ", 6) != 0 &&
+             strcmp(settings->command, "limit") != 0) ||
             strcmp(settings->command, "store put") == 0)
             cli_watch_model(settings);
         int status = command(&cli);

@@ -273,7 +273,7 @@ static int plain_open(tensor_bench *b)
 static int memory_open(tensor_bench *b)
 {
     const pllm_settings *settings = b->cli->settings;
-    char policy[16], prefetch[16];
+    char policy[16], prefetch[16], member[40];
     pllm_settings_text(settings, pllm_option_find("policy"), policy, sizeof policy);
     pllm_settings_text(settings, pllm_option_find("prefetch_strategy"), prefetch, sizeof prefetch);
     uint64_t pages = (b->bytes + b->page_bytes - 1) / b->page_bytes;
@@ -290,6 +290,11 @@ static int memory_open(tensor_bench *b)
         .policy = policy,
         .prefetch_strategy = prefetch,
         .prefetch_pages = ahead < 2 ? 2 : (uint32_t)ahead,
+        .ledger = settings->ledger,
+        .ledger_limit_bytes = settings->ledger_limit,
+        .ledger_minimum_bytes = settings->ledger_minimum,
+        .ledger_priority = (int32_t)settings->ledger_priority,
+        .ledger_name = cli_member_name(settings, member, sizeof member),
     };
     int status = pllm_memory_open_on(b->cli->context, b->device, &options, &b->memory);
     if (status == PLLM_OK)

@@ -218,6 +218,10 @@ static int open_pager(pllm_engine *engine, const pllm_executor_needs *needs,
         return status;
     }
     cache->pager = engine->pager;
+    if (engine->share)
+        pllm_ledger_set_reserved(pllm_share_member(engine->share),
+                                 page_max * frame + pllm_workspace_bytes(engine->workspace) +
+                                     pllm_workspace_bytes(engine->open_space));
     return PLLM_OK;
 }
 

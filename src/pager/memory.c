@@ -207,6 +207,9 @@ static int parts_open(pllm_memory *memory, const pllm_memory_options *options, m
         status = pllm_budget_open(memory->context, plan->vram_bytes, &memory->budget);
     if (status == PLLM_OK) status = join_ledger(memory, options);
     if (status == PLLM_OK) status = pager_open(memory, options, plan);
+    if (status == PLLM_OK && memory->share)
+        pllm_ledger_set_reserved(pllm_share_member(memory->share),
+                                 plan->page_max * memory->page_bytes);
     return status;
 }
 

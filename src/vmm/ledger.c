@@ -391,6 +391,8 @@ static int check_member(const pllm_ledger_member_options *options)
         return pllm_fail(PLLM_EINVAL, 0, "%s: the minimum of %llu bytes is above its limit of %llu",
                          name, (unsigned long long)options->minimum_bytes,
                          (unsigned long long)options->limit_bytes);
+    if (strcmp(name, "total") == 0)
+        return pllm_fail(PLLM_EINVAL, 0, "a member cannot be called total: that is the ledger");
     return PLLM_OK;
 }
 

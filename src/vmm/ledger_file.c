@@ -184,8 +184,8 @@ int pllm_ledger_file_open(const char *name, uint64_t limit_bytes, pllm_ledger_fi
         if (errno != ENOENT) return fail_io(path, "opened");
         if (limit_bytes == 0)
             return pllm_fail(PLLM_ENOTFOUND, 0,
-                             "there is no ledger %s of this user: it is made by its first member, "
-                             "or with a limit",
+                             "there is no ledger %s of this user: whoever gives it a limit "
+                             "(--ledger-limit SIZE) makes it",
                              name ? name : "default");
         status = make_file(path, limit_bytes);
         if (status > 0) status = PLLM_OK;
