@@ -6,9 +6,10 @@
  * one decode step: qkv with its norm, output added, gate and up with their norm, down added.
  * Prefill: 2 * rows * n * k operations over time, by cuBLASLt where it is installed.
  *
- *   bench_cuda_linear [--smoke] [--quick | --sweep] [--json FILE]
- *   FILE: bench/results/cuda_linear.json; --quick: the layers in bf16 and Q4_0 only; --sweep: also
- *   every number of CTAs that can share a k */
+ *   bench_cuda_linear [--smoke] [--quick | --shapes] [--sweep] [--json FILE]
+ *   FILE: bench/results/cuda_linear.json; --quick: the layers in bf16 and Q4_0 only; --shapes:
+ * every shape of the 7B, 8B and 70B layers by both kernels of decode, and whether their bits are
+ * those of a row alone; --sweep: also every way to cut the grid */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,7 +151,7 @@ static double decode_rate(pllm_dtype dtype, uint32_t n, uint32_t k, uint32_t row
                           pllm_cuda_epilogue epilogue, int with_norm)
 {
     enum { MOST = 256 };
-    uint64_t used = 0;
+    uint64_t used = 0, read = 0;
     uint32_t count = 0;
     static pllm_cuda_matrix matrices[MOST], seconds[MOST];
     pllm_cuda_graph *graph;
@@ -171,10 +172,11 @@ static double decode_rate(pllm_dtype dtype, uint32_t n, uint32_t k, uint32_t row
                                .epilogue = epilogue,
                                .dependent = count > 0};
         must(pllm_cuda_linear_decode(linear, stream, &p), "decode");
+        read = used;
         count++;
     }
     must(pllm_cuda_capture_end(device, stream, &graph), "capture");
-    double rate = (double)used / time_graph(graph);
+    double rate = (double)read / time_graph(graph);
     pllm_cuda_graph_close(graph);
     return rate;
 }
@@ -238,6 +240,113 @@ static void sweep(void)
                 fflush(stdout);
             }
     pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){0});
+}
+
+/* ---- the layers of three models, one shape after the other ---- */
+
+static const struct model_shape {
+    const char *name;
+    uint32_t n, k, epilogue, norm;
+} model_shapes[] = {{"7B qkv", 12288, 4096, PLLM_CUDA_STORE, 1},
+                    {"7B out", 4096, 4096, PLLM_CUDA_ADD, 0},
+                    {"7B gate+up", 11008, 4096, PLLM_CUDA_SWIGLU, 1},
+                    {"7B down", 4096, 11008, PLLM_CUDA_ADD, 0},
+                    {"7B logits", 32000, 4096, PLLM_CUDA_STORE, 1},
+                    {"8B qkv", 6144, 4096, PLLM_CUDA_STORE, 1},
+                    {"8B gate+up", 14336, 4096, PLLM_CUDA_SWIGLU, 1},
+                    {"8B down", 4096, 14336, PLLM_CUDA_ADD, 0},
+                    {"8B logits", 128256, 4096, PLLM_CUDA_STORE, 1},
+                    {"70B qkv", 10240, 8192, PLLM_CUDA_STORE, 1},
+                    {"70B out", 8192, 8192, PLLM_CUDA_ADD, 0},
+                    {"70B gate+up", 28672, 8192, PLLM_CUDA_SWIGLU, 1},
+                    {"70B down", 8192, 28672, PLLM_CUDA_ADD, 0}};
+
+static double shape_seconds(pllm_dtype dtype, const struct model_shape *s, uint32_t rows)
+{
+    double bytes = (double)s->n * (double)pllm_cuda_matrix_row_bytes(dtype, s->k) *
+                   (s->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1);
+    return bytes /
+           decode_rate(dtype, s->n, s->k, rows, (pllm_cuda_epilogue)s->epilogue, (int)s->norm);
+}
+
+/* What one launch gives, to compare bits. */
+static void shape_result(pllm_dtype dtype, const struct model_shape *s, uint32_t rows, void *to)
+{
+    uint64_t used = 0;
+    pllm_cuda_matrix m = matrix_at(dtype, s->n, s->k, &used);
+    pllm_cuda_matrix second = matrix_at(dtype, s->n, s->k, &used);
+    int swiglu = s->epilogue == PLLM_CUDA_SWIGLU;
+    pllm_cuda_product p = {.matrix = &m,
+                           .second = swiglu ? &second : NULL,
+                           .x = x,
+                           .x_stride = s->k,
+                           .norm_weight = s->norm ? norm : 0,
+                           .epsilon = 1e-5f,
+                           .out = out,
+                           .out_stride = s->n,
+                           .rows = rows,
+                           .epilogue = swiglu ? PLLM_CUDA_SWIGLU : PLLM_CUDA_STORE};
+    must(pllm_cuda_linear_decode(linear, stream, &p), "decode");
+    pllm_copy copy = {(uintptr_t)to, out, (uint64_t)rows * s->n * 4};
+    must(device->ops->copy(device, stream, PLLM_COPY_OUT, &copy), "copy");
+    wait_all();
+}
+
+/* Each shape by each kernel of decode; every = 1: by every cut of the grid as well. The bits of all
+ * must be those of a row alone. Returns how many were not. */
+static int shapes_table(pllm_dtype dtype, uint32_t rows, int every)
+{
+    static const uint32_t cuts[][2] = {{2, 1}, {2, 2}, {4, 1}, {4, 2}, {8, 1}, {8, 2}};
+    uint64_t most = 16ull * 128256 * 4;
+    uint8_t *alone, *all;
+    int wrong = 0;
+    must(device->ops->host_alloc(device, most, (void **)&alone), "host_alloc");
+    must(device->ops->host_alloc(device, most, (void **)&all), "host_alloc");
+    printf(
+        "\n%s, %u rows: us, GB/s, share of reading, by registers | by rings (linear_stream.cu) | "
+        "as chosen\n",
+        pllm_dtype_name(dtype), rows);
+    for (uint32_t i = 0; i < sizeof model_shapes / sizeof model_shapes[0]; i++) {
+        const struct model_shape *s = &model_shapes[i];
+        double bytes = (double)s->n * (double)pllm_cuda_matrix_row_bytes(dtype, s->k) *
+                       (s->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1);
+        printf("%-12s %6u x %5u", s->name, s->n, s->k);
+        shape_result(dtype, s, 1, alone);
+        static const uint32_t kernels[] = {1, 2, 0};
+        for (uint32_t j = 0; j < 3; j++) {
+            pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){.kernel = kernels[j]});
+            double seconds = shape_seconds(dtype, s, rows);
+            shape_result(dtype, s, rows, all);
+            int differs = memcmp(alone, all, s->n * 4ull) != 0;
+            wrong += differs;
+            printf(" | %6.1f %5.0f %3.0f%%%s", seconds * 1e6, bytes / seconds * 1e-9,
+                   100 * bytes / read_rate / seconds, differs ? " WRONG" : "");
+        }
+        printf("\n");
+        for (uint32_t c = 0; every && c < sizeof cuts / sizeof cuts[0]; c++) {
+            printf("    %u CTAs, %u tiles; groups (early):", cuts[c][0], cuts[c][1]);
+            for (uint32_t ring = 1; ring <= (cuts[c][1] == 2 ? 2 : 4); ring++)
+                for (uint32_t early = 1; early <= ring; early += ring > 1 ? ring - 1 : 1) {
+                    pllm_cuda_linear_tuning tuning = {.cluster = cuts[c][0],
+                                                      .tiles = cuts[c][1],
+                                                      .kernel = 2,
+                                                      .ring = ring,
+                                                      .early = early};
+                    pllm_cuda_linear_tune(linear, &tuning);
+                    double seconds = shape_seconds(dtype, s, rows);
+                    shape_result(dtype, s, rows, all);
+                    int differs = memcmp(alone, all, s->n * 4ull) != 0;
+                    wrong += differs;
+                    printf(" %u (%u) %.1f%s", ring, early, seconds * 1e6, differs ? " WRONG" : "");
+                }
+            printf("\n");
+        }
+        fflush(stdout);
+    }
+    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){0});
+    device->ops->host_free(device, alone, most);
+    device->ops->host_free(device, all, most);
+    return wrong;
 }
 
 /* The linear layers of one decode step of Llama-2-7B: 32 layers over as many sets of weights as
@@ -394,11 +503,13 @@ static void candidates(void)
 
 int main(int argc, char **argv)
 {
-    int sweeping = 0, quick = 0;
+    int sweeping = 0, quick = 0, table = 0;
     const char *results = RESULTS;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--smoke") == 0)
             smoke = 1;
+        else if (strcmp(argv[i], "--shapes") == 0)
+            table = 1;
         else if (strcmp(argv[i], "--sweep") == 0)
             sweeping = 1;
         else if (strcmp(argv[i], "--quick") == 0)
@@ -406,13 +517,25 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             results = argv[++i];
         else {
-            fprintf(stderr,
-                    "usage: bench_cuda_linear [--smoke] [--quick | --sweep] [--json FILE]\n");
+            fprintf(stderr, "usage: bench_cuda_linear [--smoke] [--quick | --shapes] [--sweep] "
+                            "[--json FILE]\n");
             return 2;
         }
     }
     if (smoke) rotate_bytes = 64 << 20;
     open_all();
+    if (table) {
+        static const pllm_dtype some[] = {PLLM_BF16, PLLM_Q4_0, PLLM_Q8_0};
+        int wrong = 0;
+        measure_read();
+        rotate_bytes = 512 << 20; /* ten times the L2 cache */
+        for (uint32_t d = 0; d < sizeof some / sizeof some[0]; d++)
+            for (uint32_t rows = 16; rows; rows = rows == 16 ? 1 : 0)
+                if (rows == 16 || d == 0)
+                    wrong += shapes_table(some[d], rows, sweeping && rows > 8);
+        printf("results with other bits: %d\n", wrong);
+        return wrong > 0;
+    }
     if (!smoke && !quick) json = fopen(results, "w");
     measure_read();
     for (uint32_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++)

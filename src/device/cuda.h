@@ -76,6 +76,9 @@ typedef struct pllm_cuda_grid {
     uint32_t cluster; /* blocks of a cluster along x, at most 8, x being a multiple of it (sm_90 and
                          later); 0 or 1: none */
 } pllm_cuda_grid;
+/* How many clusters of such a launch can run at the same time (sm_90 and later); 0: none. */
+int pllm_cuda_clusters_at_once(pllm_device *device, pllm_cuda_function *function,
+                               const pllm_cuda_grid *grid, uint32_t *count_out);
 /* arguments: one pointer a kernel parameter; read during the call. */
 int pllm_cuda_launch(pllm_device *device, pllm_stream *stream, pllm_cuda_function *function,
                      const pllm_cuda_grid *grid, void **arguments);

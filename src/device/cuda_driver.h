@@ -216,6 +216,8 @@ typedef struct cuda_launch {
     X(module_function, "cuModuleGetFunction", 12000, 1,                                            \
       (void **function, void *module, const char *name))                                           \
     X(function_set, "cuFuncSetAttribute", 12000, 1, (void *function, int attribute, int value))    \
+    X(cluster_count, "cuOccupancyMaxActiveClusters", 12000, 1,                                     \
+      (int *count, void *function, const cuda_launch *launch))                                     \
     X(launch, "cuLaunchKernelEx", 12000, 1,                                                        \
       (const cuda_launch *launch, void *function, void **arguments, void **extra))                 \
     X(capture_begin, "cuStreamBeginCapture", 12000, 1, (void *stream, int mode))                   \

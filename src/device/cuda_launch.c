@@ -135,6 +135,32 @@ static int may_depend(const cuda_device *cuda, const cuda_stream *stream)
            capture == CUDA_CAPTURE_NONE;
 }
 
+int pllm_cuda_clusters_at_once(pllm_device *device, pllm_cuda_function *function,
+                               const pllm_cuda_grid *grid, uint32_t *count_out)
+{
+    cuda_device *cuda;
+    int status = cuda_unwrap(device, NULL, "cuda_clusters", &cuda);
+    if (status == PLLM_OK) status = cuda_enter(cuda);
+    if (status < 0) return status;
+    cuda_launch_attribute attribute = {.id = CUDA_LAUNCH_CLUSTER,
+                                       .value.cluster = {grid->cluster, 1, 1}};
+    cuda_launch launch = {
+        .grid_x = grid->x,
+        .grid_y = grid->y,
+        .grid_z = grid->z,
+        .block_x = grid->threads,
+        .block_y = 1,
+        .block_z = 1,
+        .shared_bytes = grid->shared_bytes,
+        .attributes = &attribute,
+        .attribute_count = 1,
+    };
+    int count = 0;
+    status = CUDA_DO(cuda, cluster_count, &count, function->handle, &launch);
+    *count_out = status == PLLM_OK && count > 0 ? (uint32_t)count : 0;
+    return status;
+}
+
 int pllm_cuda_launch(pllm_device *device, pllm_stream *stream_handle, pllm_cuda_function *function,
                      const pllm_cuda_grid *grid, void **arguments)
 {

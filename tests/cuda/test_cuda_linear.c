@@ -137,6 +137,23 @@ static void tune(uint32_t cluster, uint32_t tiles, uint32_t own)
         linear, &(pllm_cuda_linear_tuning){cluster, tiles, tiles == 2 ? 1 : 0, own, 0, 0});
 }
 
+/* Cut number `way` of decode's grid, by the kernel of registers or the one of rings. */
+enum { WAYS = 12 };
+static void tune_decode(uint32_t way)
+{
+    static const struct {
+        uint32_t cluster, tiles, ring, early;
+    } ways[WAYS] = {{1, 1, 0, 0}, {2, 2, 0, 0}, {4, 1, 0, 0}, {8, 2, 0, 0}, /* registers */
+                    {2, 1, 6, 1}, {2, 2, 2, 1}, {4, 1, 3, 2}, {4, 2, 1, 1},
+                    {8, 1, 4, 1}, {8, 2, 2, 2}, {8, 1, 1, 1}, {0, 0, 0, 0}};
+    pllm_cuda_linear_tune(linear, &(pllm_cuda_linear_tuning){.cluster = ways[way].cluster,
+                                                             .tiles = ways[way].tiles,
+                                                             .ctas_per_sm = ways[way].tiles == 2,
+                                                             .kernel = way < 4 ? 1 : 2,
+                                                             .ring = ways[way].ring,
+                                                             .early = ways[way].early});
+}
+
 static void begin(void)
 {
     if (!device) skip();
@@ -356,9 +373,9 @@ static double tolerance_of(pllm_dtype dtype, uint32_t compute_f32)
 
 static const struct shape {
     uint32_t n, k;
-} shapes[] = {{16, 32},     {33, 64},   {129, 96},   {5, 160},    {100, 576},
-              {40, 1056},   {7000, 64}, {272, 4096}, {17, 11008}, {24, 14336},
-              {130, 28672}, {19, 40},   {35, 33}};
+} shapes[] = {{16, 32},    {33, 64},     {129, 96},   {5, 160},    {100, 576},
+              {40, 1056},  {7000, 64},   {5000, 288}, {272, 4096}, {17, 11008},
+              {24, 14336}, {130, 28672}, {19, 40},    {35, 33}};
 
 static int has_rows(pllm_dtype dtype, uint32_t k)
 {
@@ -395,9 +412,10 @@ static void decode_is_right_and_keeps_bits(void **state)
                     check_rows_alone(pllm_cuda_linear_decode, p, all, parts[i][0], parts[i][1],
                                      what);
                 }
-                for (uint32_t cluster = 1; cluster <= 8; cluster *= 2) {
-                    tune(cluster, cluster % 3, 0);
+                for (uint32_t way = 0; way < WAYS; way++) {
+                    tune_decode(way);
                     check_rows_alone(pllm_cuda_linear_decode, p, all, 4, 1, what);
+                    check_rows_alone(pllm_cuda_linear_decode, p, all, 2, 5, what);
                     check_rows_alone(pllm_cuda_linear_decode, p, all, 1, 16, what);
                 }
                 tune(0, 0, 0);
@@ -423,7 +441,7 @@ static void decode_norm_add_and_swiglu(void **state)
     for (int dtype = PLLM_F32; dtype <= PLLM_Q4_1; dtype++) {
         for (uint32_t s = 0; s < (small() ? 1u : 3u); s++) {
             memory_used = memory_kept;
-            uint32_t k = ks[s], n = 143;
+            uint32_t k = ks[s], n = s == 0 ? 4100 : 143; /* many jobs a cluster */
             matrix w, up;
             rows x;
             matrix_open(&w, (pllm_dtype)dtype, n, k, 5 + s);
@@ -477,8 +495,8 @@ static void decode_norm_add_and_swiglu(void **state)
                         }
                     p.epilogue = PLLM_CUDA_SWIGLU;
                     p.matrix = &w.gpu;
-                    for (uint32_t cluster = 1; cluster <= 8; cluster *= 2) {
-                        tune(cluster, cluster % 3, 0);
+                    for (uint32_t way = 0; way < WAYS; way++) {
+                        tune_decode(way);
                         check_rows_alone(pllm_cuda_linear_decode, p, both, 3, 1, what);
                         check_rows_alone(pllm_cuda_linear_decode, p, both, 1, 9, what);
                     }

@@ -853,6 +853,13 @@ static int fake_function_set(void *function, int attribute, int value)
     return attribute == CUDA_FUNCTION_DYNAMIC_SHARED_MAX && value > 48 << 10 ? CUDA_OK
                                                                              : CUDA_INVALID_VALUE;
 }
+static int fake_cluster_count(int *count, void *function, const cuda_launch *launch)
+{
+    STEP_IN("cuOccupancyMaxActiveClusters");
+    if (!function || launch->attribute_count != 1) return CUDA_INVALID_VALUE;
+    *count = 16;
+    return CUDA_OK;
+}
 static int fake_launch(const cuda_launch *launch, void *function, void **arguments, void **extra)
 {
     STEP_IN("cuLaunchKernelEx");

@@ -201,15 +201,10 @@ static int multiply_qkv(pllm_engine *engine, const cuda_layer *layer, pllm_va im
 
 /* --- generated rows --- */
 
-/* May a kernel start while the one before it ends (programmatic dependent launch)? With a row or a
- * few it hides the start of each product; with more its blocks take the place of those that still
- * work: 16 rows are 2% slower for it. Attention and its merge never do: 206 tok/s instead of 255.
- */
-static uint32_t starts_early(uint32_t rows)
-{
-    enum { FEW_ROWS = 8 };
-    return rows < FEW_ROWS;
-}
+/* Kernels of a step may start while the one before ends (programmatic dependent launch), which
+ * hides the start of each; products decide by themselves. Attention and its merge never do: 206
+ * tok/s instead of 255. */
+enum { STARTS_EARLY = 1 };
 
 static int decode_gate(pllm_engine *engine, const cuda_layer *layer, pllm_va image, uint32_t rows)
 {
@@ -229,7 +224,7 @@ static int decode_gate(pllm_engine *engine, const cuda_layer *layer, pllm_va ima
                                  .rows = rows,
                                  .epilogue = PLLM_CUDA_SWIGLU,
                                  .compute_f32 = state->compute_f32,
-                                 .dependent = starts_early(rows)};
+                                 .dependent = STARTS_EARLY};
     if (gate.dtype == up.dtype)
         return pllm_cuda_linear_decode(state->linear, state->compute, &product);
     product.second = NULL;
@@ -244,7 +239,7 @@ static int decode_gate(pllm_engine *engine, const cuda_layer *layer, pllm_va ima
     if (status < 0) return status;
     return pllm_cuda_swiglu(state->rows, state->compute, state->d_gate_up, PLLM_F32,
                             2ull * s->ffn_width, rows, s->ffn_width, state->d_gate, PLLM_F32,
-                            s->ffn_width, starts_early(rows));
+                            s->ffn_width, STARTS_EARLY);
 }
 
 static int decode_add(pllm_engine *engine, const pllm_cuda_matrix *matrix, pllm_va image,
@@ -262,7 +257,7 @@ static int decode_add(pllm_engine *engine, const pllm_cuda_matrix *matrix, pllm_
                                  .rows = rows,
                                  .epilogue = PLLM_CUDA_ADD,
                                  .compute_f32 = state->compute_f32,
-                                 .dependent = starts_early(rows)};
+                                 .dependent = STARTS_EARLY};
     return pllm_cuda_linear_decode(state->linear, state->compute, &product);
 }
 
@@ -283,7 +278,7 @@ static int decode_layer(pllm_engine *engine, uint32_t index, pllm_va image, cons
                              .out_stride = state->qkv_width,
                              .rows = rows,
                              .compute_f32 = state->compute_f32,
-                             .dependent = starts_early(rows)};
+                             .dependent = STARTS_EARLY};
     int status = multiply_qkv(engine, layer, image, qkv, pllm_cuda_linear_decode);
     if (status < 0) return status;
     pllm_cuda_rotary rotary = {.qkv = state->d_qkv,
@@ -306,7 +301,7 @@ static int decode_layer(pllm_engine *engine, uint32_t index, pllm_va image, cons
                                .row_block = a->slots,
                                .block_multiple = s->layer_count,
                                .block_add = index,
-                               .dependent = starts_early(rows)};
+                               .dependent = STARTS_EARLY};
     status = pllm_cuda_rotary_append(state->rows, state->compute, &rotary);
     if (status < 0) return status;
     pllm_cuda_decode decode = {.kv = &state->kv,
@@ -799,7 +794,7 @@ static int logits_part(pllm_engine *engine, const pass_args *a, pllm_va x, uint3
                                  .out_stride = s->vocab_size,
                                  .rows = count,
                                  .compute_f32 = state->compute_f32,
-                                 .dependent = starts_early(count)};
+                                 .dependent = STARTS_EARLY};
     status = pllm_cuda_linear_decode(state->linear, state->compute, &product);
     if (status < 0) return status;
     int all_next = 1; /* nobody wants rows: then they stay where they are */

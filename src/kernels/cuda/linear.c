@@ -1,22 +1,11 @@
-/* linear.c - opening, packing and the launches of decode products. linear_decode.cu has the idea;
- * here are the sizes: how many CTAs share a slice of k, and what lies in shared memory. */
+/* linear.c - opening, packing, and what both kinds of products check. */
 #include <string.h>
 #include "base/context.h"
 #include "kernels/cuda/fatbin.h"
 #include "kernels/cuda/linear_format.h"
 #include "kernels/cuda/linear_internal.h"
 
-enum { SHARED_ALIGN = 64, K_MAX = 1 << 24 };
-
-/* For 2, 8 and 16 columns; plain formats do without the first. */
-static const char *const decode_names[LINEAR_DTYPES][3] = {
-    [PLLM_F32] = {"pllm_decode_f32_8", "pllm_decode_f32_8", "pllm_decode_f32_16"},
-    [PLLM_F16] = {"pllm_decode_f16_8", "pllm_decode_f16_8", "pllm_decode_f16_16"},
-    [PLLM_BF16] = {"pllm_decode_bf16_8", "pllm_decode_bf16_8", "pllm_decode_bf16_16"},
-    [PLLM_Q8_0] = {"pllm_decode_q8_0_2", "pllm_decode_q8_0_8", "pllm_decode_q8_0_16"},
-    [PLLM_Q4_0] = {"pllm_decode_q4_0_2", "pllm_decode_q4_0_8", "pllm_decode_q4_0_16"},
-    [PLLM_Q4_1] = {"pllm_decode_q4_1_2", "pllm_decode_q4_1_8", "pllm_decode_q4_1_16"},
-};
+enum { K_MAX = 1 << 24 };
 
 uint64_t pllm_cuda_matrix_row_bytes(pllm_dtype dtype, uint32_t k)
 {
@@ -32,13 +21,9 @@ uint64_t pllm_cuda_linear_workspace_bytes(void)
 
 static int load_kernels(pllm_cuda_linear *l)
 {
-    int status = pllm_fatbin_load(l->device, "linear_decode", &l->decode_module);
+    int status = linear_decode_load(l);
     if (status >= 0) status = pllm_fatbin_load(l->device, "linear_plain", &l->plain_module);
     if (status >= 0) status = pllm_fatbin_load(l->device, "linear_tile", &l->tile_module);
-    for (int i = 0; status >= 0 && i < LINEAR_DTYPES * 3; i++)
-        status =
-            pllm_cuda_function_get(l->decode_module, decode_names[i / 3][i % 3],
-                                   l->attributes.shared_per_block_max, &l->decode[i / 3][i % 3]);
     const struct {
         pllm_cuda_module *module;
         const char *name;
@@ -97,6 +82,7 @@ void pllm_cuda_linear_close(pllm_cuda_linear *l)
     pllm_cuda_blas_close(l->blas);
     pllm_cuda_module_close(l->tile_module);
     pllm_cuda_module_close(l->plain_module);
+    pllm_cuda_module_close(l->stream_module);
     pllm_cuda_module_close(l->decode_module);
     pllm_free(l->context, l);
 }
@@ -122,7 +108,7 @@ static int check_matrix(const pllm_cuda_matrix *m)
     return PLLM_OK;
 }
 
-static int is_plain(pllm_dtype dtype)
+int linear_is_plain(pllm_dtype dtype)
 {
     return dtype == PLLM_F32 || dtype == PLLM_F16 || dtype == PLLM_BF16;
 }
@@ -141,7 +127,8 @@ int linear_check(const pllm_cuda_product *p, int prefill)
     }
     const char *wrong = NULL;
     if (!p->rows || !p->x || !p->out) wrong = "rows, x and out must be given";
-    if (!is_plain(p->x_dtype) || !is_plain(p->out_dtype)) wrong = "x and out must be plain";
+    if (!linear_is_plain(p->x_dtype) || !linear_is_plain(p->out_dtype))
+        wrong = "x and out must be plain";
     if (p->rows > 1 && (p->x_stride < m->k || p->out_stride < m->n)) wrong = "rows overlap";
     if (prefill) {
         if (p->norm_weight) wrong = "prefill has no norm inside";
@@ -203,173 +190,4 @@ void linear_plain_arguments(plain_arguments *arguments, const pllm_cuda_product 
         .epilogue = p->epilogue,
         .epsilon = p->epsilon,
     };
-}
-
-static int decode_f32(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_product *p)
-{
-    plain_arguments arguments;
-    linear_plain_arguments(&arguments, p);
-    void *parameters[] = {&arguments};
-    pllm_cuda_grid grid = {.x = (p->matrix->n + 7) / 8,
-                           .y = (p->rows + 3) / 4,
-                           .z = 1,
-                           .threads = 256,
-                           .dependent = p->dependent};
-    return pllm_cuda_launch(l->device, stream, l->decode_f32, &grid, parameters);
-}
-
-static uint32_t columns_of(pllm_dtype dtype, uint32_t rows)
-{
-    return rows > 8 ? 16 : rows > 2 || is_plain(dtype) ? 8 : 2;
-}
-
-/* Sizes of a launch that depend on the number of CTAs that share k. */
-typedef struct decode_shape {
-    uint32_t cluster_shift, tiles, x_row_bytes, x_blocks, shared_bytes;
-} decode_shape;
-
-static decode_shape shape_of(const pllm_cuda_product *p, uint32_t units, uint32_t cluster_shift,
-                             uint32_t tiles, uint32_t rows)
-{
-    pllm_dtype dtype = p->matrix->dtype;
-    uint32_t blocks = pllm_packed_unit_blocks(dtype), columns = columns_of(dtype, rows);
-    uint32_t group = dtype == PLLM_F32 ? 2 : DECODE_GROUP_UNITS;
-    uint32_t groups = (units + group - 1) / group, ctas = 1u << cluster_shift, most = 0;
-    for (uint32_t rank = 0; rank < ctas; rank++) {
-        uint32_t slices = DECODE_SLICES / ctas;
-        uint32_t first = rank * slices * groups / DECODE_SLICES;
-        uint32_t end = (rank + 1) * slices * groups / DECODE_SLICES;
-        if (end - first > most) most = end - first;
-    }
-    decode_shape shape = {.cluster_shift = cluster_shift, .tiles = tiles};
-    shape.x_blocks = blocks ? most * group * blocks : 0;
-    shape.x_row_bytes = most * group * (blocks ? blocks : 1) * 64;
-    if (shape.x_row_bytes % 128 == 0) shape.x_row_bytes += 64; /* two rows, one bank otherwise */
-    uint32_t matrices = p->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1;
-    uint64_t bytes = (uint64_t)rows * shape.x_row_bytes +
-                     (uint64_t)shape.x_blocks * columns * (dtype == PLLM_Q4_1 ? 8 : 4) +
-                     matrices * 2 * tiles * 8 * 16 * columns * 4 + DECODE_SLICES * DECODE_ROWS * 4 +
-                     tiles * 8 * 16;
-    shape.shared_bytes = bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)bytes;
-    return shape;
-}
-
-/* Units of a row, plain formats' too. */
-static uint32_t units_of(const pllm_cuda_matrix *m)
-{
-    return is_plain(m->dtype) ? m->k / 32 : pllm_packed_units(m->dtype, m->k);
-}
-
-/* Is there room in shared memory for one row of x, cut among as many CTAs as can be? */
-static int one_row_fits(const pllm_cuda_linear *l, const pllm_cuda_product *p)
-{
-    uint32_t shift = l->attributes.major < 9 ? 0 : 3;
-    return shape_of(p, units_of(p->matrix), shift, 1, 1).shared_bytes <=
-           l->attributes.shared_per_block_max;
-}
-
-/* How the grid is cut, as measured on an H200 (linear.md). One row: what starts soonest. More: CTAs
- * of 16 warps convert x once for two tiles, and two of them share it. Where that x is too long to
- * lie in shared memory beside the rest, or much W follows it, eight small CTAs share it. */
-static decode_shape choose_shape(const pllm_cuda_linear *l, const pllm_cuda_product *p,
-                                 uint32_t units, uint32_t *rows)
-{
-    enum { X_BYTES_MOST = 128 << 10 };
-    const pllm_cuda_linear_tuning *tuning = &l->tuning;
-    uint32_t limit = l->attributes.shared_per_block_max;
-    uint32_t shift = *rows >= 4, shift_max = 3, tiles = *rows > 1 ? 2 : 1;
-    decode_shape shape = shape_of(p, units, shift, tiles, *rows);
-    if ((uint64_t)shape.x_row_bytes * *rows > X_BYTES_MOST ||
-        (*rows > 8 && p->epilogue == PLLM_CUDA_SWIGLU))
-        shift = 3, tiles = 1;
-    if (tuning->cluster)
-        for (shift = 0; 2u << shift <= tuning->cluster && shift < 3;) shift++;
-    if (tuning->tiles) tiles = tuning->tiles;
-    if (l->attributes.major < 9) shift = shift_max = 0; /* no clusters */
-    shape = shape_of(p, units, shift, tiles, *rows);
-    while (shape.shared_bytes > limit && shift < shift_max)
-        shape = shape_of(p, units, ++shift, tiles, *rows);
-    if (shape.shared_bytes > limit) tiles = 1;
-    while (shape.shared_bytes > limit && *rows > 1)
-        shape = shape_of(p, units, shift, tiles, --*rows);
-    return shape;
-}
-
-/* Clusters that run at the same time, each taking sets of tiles in turn. The CTAs of one lie within
- * a part of the GPU of some 16 SMs, where some places stay empty: of 32 clusters of 8 not all found
- * one on an H200, and a cluster that waits for another's end takes as long again. */
-static uint32_t clusters_at_once(const pllm_cuda_linear *l, const decode_shape *shape,
-                                 uint32_t ctas_per_sm)
-{
-    enum { RESERVED = 1024 }; /* bytes of shared memory that each CTA costs besides */
-    uint32_t fit =
-        (l->attributes.shared_per_block_max + RESERVED) / (shape->shared_bytes + RESERVED);
-    ctas_per_sm /= shape->tiles;
-    if (l->tuning.ctas_per_sm) ctas_per_sm = l->tuning.ctas_per_sm;
-    if (fit < ctas_per_sm) ctas_per_sm = fit;
-    if (!ctas_per_sm) ctas_per_sm = 1;
-    uint32_t ctas = l->attributes.sm_count * ctas_per_sm;
-    if (shape->cluster_shift > 1) ctas = ctas / 16 * 15;
-    uint32_t clusters = ctas >> shape->cluster_shift;
-    return clusters ? clusters : 1;
-}
-
-/* Rows row_first .. of a product, at most 16; as many as shared memory has room for. */
-static int decode_some(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_product *p,
-                       uint32_t row_first, uint32_t *rows)
-{
-    const pllm_cuda_matrix *m = p->matrix;
-    uint32_t units = units_of(m);
-    decode_shape shape = choose_shape(l, p, units, rows);
-    decode_arguments arguments = {
-        .matrix = {m->data, p->epilogue == PLLM_CUDA_SWIGLU ? p->second->data : m->data},
-        .row_bytes = m->row_bytes,
-        .x = p->x + row_first * p->x_stride * 4,
-        .x_stride = p->x_stride,
-        .norm_weight = p->norm_weight,
-        .out = p->out + row_first * p->out_stride * 4,
-        .out_stride = p->out_stride,
-        .n = m->n,
-        .k = m->k,
-        .rows = *rows,
-        .units = units,
-        .scale_bytes = pllm_packed_scale_bytes(m->dtype, m->k),
-        .matrices = p->epilogue == PLLM_CUDA_SWIGLU ? 2 : 1,
-        .epilogue = p->epilogue,
-        .cluster_shift = shape.cluster_shift,
-        .x_row_bytes = shape.x_row_bytes,
-        .x_blocks = shape.x_blocks,
-        .epsilon = p->epsilon,
-    };
-    void *parameters[] = {&arguments};
-    uint32_t ctas = 1u << shape.cluster_shift, set_rows = 16 * shape.tiles * ctas;
-    uint32_t sets = (m->n + set_rows - 1) / set_rows;
-    uint32_t clusters =
-        clusters_at_once(l, &shape, is_plain(m->dtype) ? DECODE_CTAS_PLAIN : DECODE_CTAS_BLOCKS);
-    uint32_t turns = (sets + clusters - 1) / clusters;
-    pllm_cuda_grid grid = {.x = (sets + turns - 1) / turns * ctas,
-                           .y = 1,
-                           .z = 1,
-
-                           .threads = 256 * shape.tiles,
-                           .shared_bytes = shape.shared_bytes,
-                           .dependent = p->dependent && row_first == 0,
-                           .cluster = ctas};
-    return pllm_cuda_launch(l->device, stream, l->decode[m->dtype][columns_of(m->dtype, *rows) / 8],
-                            &grid, parameters);
-}
-
-int pllm_cuda_linear_decode(pllm_cuda_linear *l, pllm_stream *stream, const pllm_cuda_product *p)
-{
-    int status = linear_check(p, 0);
-    if (status < 0) return status;
-    /* By the shape alone, so that all rows of a product go one way. */
-    if (p->compute_f32 || p->matrix->k % 32 || p->x % 16 || p->x_stride % 4 ||
-        p->norm_weight % 16 || !one_row_fits(l, p))
-        return decode_f32(l, stream, p);
-    for (uint32_t row = 0, rows; row < p->rows && status >= 0; row += rows) {
-        rows = p->rows - row < DECODE_ROWS ? p->rows - row : DECODE_ROWS;
-        status = decode_some(l, stream, p, row, &rows);
-    }
-    return status;
 }

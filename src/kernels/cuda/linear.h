@@ -54,8 +54,8 @@ typedef struct pllm_cuda_product {
     uint32_t rows;
     pllm_cuda_epilogue epilogue;
     uint32_t compute_f32; /* 1: f32 arithmetic throughout, no tensor cores */
-    uint32_t dependent;   /* decode: launch with programmatic dependence on the kernel before, which
-                             must not write the matrices or norm_weight: they are read ahead */
+    uint32_t dependent;   /* decode: may launch with programmatic dependence on the kernel before,
+                             which must not write the matrices or norm_weight: they are read ahead */
 } pllm_cuda_product;
 
 /* Bytes of a packed row; 0: no such rows (a KV format, or k not whole blocks). */
@@ -89,6 +89,8 @@ typedef struct pllm_cuda_linear_tuning {
     uint32_t ctas_per_sm;      /* how many run at once, before those of the next launch */
     uint32_t own;              /* 1: prefill without cuBLASLt */
     uint32_t candidate, asked; /* another choice of cuBLASLt's: see linear_blas.h */
+    uint32_t kernel;           /* decode by 1: linear_decode.cu, 2: linear_stream.cu */
+    uint32_t ring, early;      /* of the latter: groups on their way; those before x is read */
 } pllm_cuda_linear_tuning;
 void pllm_cuda_linear_tune(pllm_cuda_linear *linear, const pllm_cuda_linear_tuning *tuning);
 /* What multiplies in prefill: "cuBLASLt 13.1.0" or "own". The object's storage. */

@@ -11,6 +11,7 @@ enum {
     DECODE_DEPTH = 8,       /* 16-byte loads a lane has in flight from each of its two rows */
     DECODE_CTAS_PLAIN = 2,  /* of 256 threads, on one SM; registers are allotted for so many */
     DECODE_CTAS_BLOCKS = 2,
+    STREAM_HEAD_BYTES = 64 + 2 * DECODE_SLICES * DECODE_ROWS * 4, /* barriers and squares */
 };
 
 /* linear_decode.cu. A CTA of 256 T threads has 8 T warps. A cluster of C = 1 << cluster_shift CTAs
@@ -28,6 +29,8 @@ typedef struct decode_arguments {
     uint32_t x_row_bytes; /* of a converted row of x in shared memory, see decode_x_row_bytes */
     uint32_t x_blocks;    /* quantised: blocks of 32 of the CTA's share of k, at most */
     float epsilon;
+    /* linear_stream.cu: groups of units that a warp has on their way; before x is read */
+    uint32_t ring, early;
 } decode_arguments;
 
 /* linear_plain.cu */
