@@ -211,6 +211,11 @@ def tensor(name, key):
     return lambda runs: (runs(name)[key], None)
 
 
+def vmm(key):
+    """Of bench_vmm on the GPU."""
+    return lambda runs: (runs("cuda_vmm")[key], None)
+
+
 def pool_logs(runs):
     return {log["name"]: {a["name"]: a for a in log["allocators"]} for log in runs("pool")["logs"]}
 
@@ -265,6 +270,9 @@ GOALS = [
     ("Mapping from kept 16 MiB chunks", "GB/s", lane("map_16384_kib_gb_s"), LEAST, 500, None),
     ("Tensor of 250M floats that fits: paging costs", "x", tensor("tensor_fits", "overhead"), MOST, 0.05, None),
     ("the same when half fits: time / bound", "x", tensor("tensor_half", "over_bound"), MOST, 1.1, None),
+    ("1 GiB from kept chunks: times as fast as page by page at 2 MiB", "x", vmm("kept_over_page_by_page"), LEAST, 6,
+     None),
+    ("Growing a region by a chunk, mapped ahead: p99", "us", vmm("growth_ahead_p99_us"), MOST, 50, None),
     ("Caching allocator, worst log: median call / cudaMallocAsync's", "x", pool_over_async, MOST, 1, None),
     ("the same, transformer logs: reserved / asked for", "x", pool_reserved, MOST, 1.1, None),
 ]

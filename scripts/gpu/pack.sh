@@ -19,7 +19,7 @@ for old in COMMIT run.sh scripts build tests bench; do rm -rf "${to:?}/$old"; do
 mkdir -p "$to/scripts/gpu" "$to/$built/tests" "$to/tests/reference" "$to/bench/results"
 git describe --always --dirty >"$to/COMMIT" 2>/dev/null || echo unknown >"$to/COMMIT"
 cp scripts/gpu/run.sh "$to/scripts/gpu/"
-cp -R bench/gpu bench/model "$to/bench/"
+cp -R bench/gpu bench/model bench/pool "$to/bench/"
 # As a file of its own: a link would name this tree.
 cat >"$to/run.sh" <<'END'
 #!/usr/bin/env bash
@@ -28,6 +28,8 @@ END
 cp -L $built/tests/libcmocka.so.0 "$to/$built/tests/"
 strip -o "$to/$built/pagedllm" $built/pagedllm
 strip -o "$to/$built/tests/all_cuda" $built/tests/all_cuda
+mkdir -p "$to/$built/bench"
+strip -o "$to/$built/bench/bench_vmm" $built/bench/bench_vmm
 cp -R tests/reference/models tests/reference/smollm2 "$to/tests/reference/"
 
 kilobytes=$(du -sk "$to" | cut -f 1)

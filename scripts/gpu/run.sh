@@ -117,6 +117,8 @@ for name in $programs; do
     [[ $name == bench_cuda_* ]] || continue
     program "" "bench.${name#bench_cuda_}" 300 "$name" ${smoke[@]+"${smoke[@]}"}
 done
+[ ! -x "$build/bench/bench_vmm" ] ||
+    step bench.vmm 120 "" "$build/bench/bench_vmm" --device cuda ${smoke[@]+"${smoke[@]}"}
 
 # The whole program on published shapes with random weights: bench/gpu/table.py has the commands and what
 # their figures are held against. Each writes OUT/NAME.json.
