@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include <pagedllm/memory.h>
 #include "failing_context.h"
 #include "vmm/ledger.h"
 
@@ -30,6 +31,40 @@ static int use(const pllm_context *context, const char *name)
     return status;
 }
 
+/* A memory that is a member. */
+static int use_memory(const pllm_context *context, const char *name)
+{
+    pllm_memory *memory;
+    pllm_memory_options options = {.struct_bytes = sizeof options,
+                                   .page_bytes = 1 << 16,
+                                   .capacity_bytes = 1 << 22,
+                                   .ledger = name,
+                                   .ledger_limit_bytes = 1 << 24};
+    int status = pllm_memory_open(context, &options, &memory);
+    if (status < 0) assert_null(memory);
+    pllm_memory_close(memory);
+    return status;
+}
+
+static void a_memory_that_cannot_open_leaves(void **state)
+{
+    (void)state;
+    char name[32];
+    uint64_t n = 0;
+    snprintf(name, sizeof name, "memory-%d", (int)getpid());
+    for (int hit = 1; hit; n++) {
+        failing_context failing;
+        failing_context_init(&failing, n);
+        int status = use_memory(&failing.context, name);
+        hit = failing_context_hit(&failing);
+        if (hit) assert_true(status == PLLM_OK || status == PLLM_ENOMEM);
+        if (!hit) assert_int_equal(status, PLLM_OK);
+        failing_context_check(&failing);
+    }
+    assert_true(n > 15);
+    assert_int_equal(pllm_ledger_remove(NULL, name), PLLM_OK); /* nobody is a member */
+}
+
 static void every_allocation_may_fail(void **state)
 {
     (void)state;
@@ -50,6 +85,7 @@ static void every_allocation_may_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation_may_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_allocation_may_fail),
+                                       cmocka_unit_test(a_memory_that_cannot_open_leaves)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "../fake/fake_cuda.h"
+#include <pagedllm/ledger.h>
 #include "device/cuda.h"
 #include "engine/parts.h"
 #include "engine_support.h"
@@ -428,6 +430,54 @@ static void the_least_is_enough(void **state)
     pllm_device_close(device);
 }
 
+/* Another process asks: what sequences hold goes, down to the engine's minimum, at once while
+ * nobody calls, and the engine goes on within that. */
+static void a_ledger_takes_blocks_back(void **state)
+{
+    (void)state;
+    char name[32];
+    snprintf(name, sizeof name, "cuda-%d", (int)getpid());
+    pllm_device *device = open_fake();
+    setting s = {.format = "f16"};
+    pllm_engine_options options = options_of(&s);
+    options.ledger = name;
+    options.ledger_name = "engine";
+    options.ledger_limit_bytes = 2ull << 30;
+    pllm_engine *engine = open_engine(device, &options);
+    pllm_ledger *ledger;
+    pllm_ledger_member *high;
+    pllm_ledger_member_options other = {
+        .struct_bytes = sizeof other, .name = "high", .priority = 1, .wait_ms = 20000};
+    assert_int_equal(pllm_ledger_open(NULL, name, 0, &ledger), PLLM_OK);
+    assert_int_equal(pllm_ledger_join(ledger, &other, &high), PLLM_OK);
+    pllm_sequence *sequences[2];
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+    take(engine, sequences, 2, 1450, 0);
+    take(engine, sequences, 2, 1, 1);
+    pllm_ledger_member_info rows[2];
+    pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+    assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+    assert_int_equal(pllm_ledger_list(ledger, rows, 2, NULL), 2);
+    assert_string_equal(rows[0].name, "engine");
+    uint64_t blocks = stats.frames_used * stats.frame_bytes, before = rows[0].charged_bytes;
+    assert_true(blocks > 32 << 20);
+    uint64_t wanted = options.ledger_limit_bytes - before + blocks / 2; /* half of them must go */
+    assert_int_equal(pllm_ledger_charge(high, wanted), PLLM_OK);
+    for (uint32_t i = 0; i < 5; i++) take(engine, sequences, 2, 1, 1);
+    assert_int_equal(pllm_ledger_list(ledger, rows, 2, NULL), 2);
+    assert_true(rows[0].charged_bytes <= before - blocks / 2);
+    assert_true(rows[0].charged_bytes >= rows[0].minimum_bytes);
+    pllm_engine_check(engine);
+    pllm_ledger_leave(high);
+    take(engine, sequences, 2, 1, 1);
+    pllm_engine_close(engine);
+    pllm_device_close(device);
+    pllm_ledger_close(ledger);
+    assert_int_equal(pllm_ledger_remove(NULL, name), PLLM_OK);
+    assert_int_equal(fake->live, 0);
+}
+
 int main(void)
 {
     fake = fake_cuda_load(LIBRARY);
@@ -442,6 +492,7 @@ int main(void)
         cmocka_unit_test(an_idle_sequence_comes_back_ahead_of_use),
         cmocka_unit_test(long_prompts_take_turns),
         cmocka_unit_test(disk_under_any_limit),
+        cmocka_unit_test(a_ledger_takes_blocks_back),
         cmocka_unit_test(graphs_stay_within_the_limit),
         cmocka_unit_test(the_least_is_enough),
     };
