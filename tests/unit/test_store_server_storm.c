@@ -121,19 +121,24 @@ static void killed_at_any_moment(void **state)
     uint64_t random = seed ? strtoull(seed, NULL, 10) : 1;
     int kills = many ? atoi(many) : 60;
     pid_t children[CHILDREN] = {0};
+    uint64_t asked = 0;
     store_rig rig;
     pllm_store_server_options options = {.ready_bytes = 8 * MIB, .sweep_ms = 50};
     store_rig_open(&rig, &options, 0);
     for (int i = 0; i < kills + CHILDREN; i++) {
         int which = i % CHILDREN, result;
         if (children[which]) {
-            usleep((useconds_t)draw(&random, 8000));
+            uint64_t late = pllm_clock_ns() + 5000000000u; /* but not before it did anything */
+            while (store_rig_stats(&rig).request_count < asked + 30 && pllm_clock_ns() < late)
+                usleep(200);
+            usleep((useconds_t)draw(&random, 5000));
             kill(children[which], SIGKILL);
             waitpid(children[which], &result, 0);
             if (!WIFSIGNALED(result)) print_message("child says %d\n", WEXITSTATUS(result));
             assert_true(WIFSIGNALED(result) && WTERMSIG(result) == SIGKILL);
         }
         uint64_t own = draw(&random, UINT64_MAX);
+        asked = store_rig_stats(&rig).request_count;
         children[which] = fork();
         if (children[which] == 0) child(&rig, own);
     }
