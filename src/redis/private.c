@@ -1,7 +1,11 @@
 /* private.c - starting and ending a redis-server (private.h).
  *
  * The child asks the kernel to be killed with its parent before it becomes redis-server, and then
- * looks whether the parent is still there, since it may have died in between. */
+ * looks whether the parent is still there, since it may have died in between.
+ *
+ * A server that ends removes its socket, and one whose parent was killed may still do so when the
+ * next one listens there already. So each holds a lock on folder/redis.lock for its life (taken
+ * before exec, which keeps it), and the next one starts when the lock is free. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -20,10 +24,10 @@
 struct pllm_redis_private {
     const pllm_context *context;
     pid_t pid; /* 0: none runs */
-    char program[256], socket[108], log[256], address[128];
+    char program[256], socket[108], log[256], lock[256], address[128];
 };
 
-enum { EXEC_FAILED = 127 };
+enum { EXEC_FAILED = 127, EARLIER_MS = 1000 };
 
 /* In the child: nothing here may allocate. */
 static void child(const pllm_redis_private *redis, pid_t parent, int log)
@@ -34,6 +38,9 @@ static void child(const pllm_redis_private *redis, pid_t parent, int log)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
     setsid(); /* a terminal's ^C is for us: we end it in order */
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int lock = open(redis->lock, O_RDWR | O_CREAT | O_NOFOLLOW, 0600); /* stays open */
+    if (lock < 0 || fcntl(lock, F_SETLK, &whole) < 0) _exit(1);
     int null = open("/dev/null", O_RDWR);
     dup2(null, 0);
     dup2(log, 1);
@@ -44,8 +51,29 @@ static void child(const pllm_redis_private *redis, pid_t parent, int log)
     _exit(EXEC_FAILED);
 }
 
+/* Waits for a server of a parent that is gone; one that takes too long is killed. */
+static int earlier_gone(const pllm_redis_private *redis)
+{
+    int fd = open(redis->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return pllm_fail(PLLM_EIO, errno, "cannot open %s: %s", redis->lock, strerror(errno));
+    struct flock held = {0};
+    for (uint32_t ms = 0;; ms += 2) {
+        held = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET};
+        if (fcntl(fd, F_GETLK, &held) < 0 || held.l_type == F_UNLCK || ms > 2 * EARLIER_MS) break;
+        if (ms == EARLIER_MS && held.l_pid > 0) kill(held.l_pid, SIGKILL);
+        nanosleep(&(struct timespec){.tv_nsec = 2 * 1000 * 1000}, NULL);
+    }
+    close(fd);
+    if (held.l_type == F_UNLCK) return PLLM_OK;
+    return pllm_fail(PLLM_EIO, 0, "an earlier redis-server, process %d, still holds %s",
+                     (int)held.l_pid, redis->lock);
+}
+
 static int start(pllm_redis_private *redis)
 {
+    int status = earlier_gone(redis);
+    if (status < 0) return status;
     int log = open(redis->log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (log < 0)
         return pllm_fail(PLLM_EIO, errno, "cannot write %s: %s", redis->log, strerror(errno));
@@ -130,7 +158,9 @@ int pllm_redis_private_open(const pllm_context *context, const char *folder, con
             (int)sizeof redis->program ||
         snprintf(redis->socket, sizeof redis->socket, "%s/redis.sock", folder) >=
             (int)sizeof redis->socket ||
-        snprintf(redis->log, sizeof redis->log, "%s/redis.log", folder) >= (int)sizeof redis->log)
+        snprintf(redis->log, sizeof redis->log, "%s/redis.log", folder) >= (int)sizeof redis->log ||
+        snprintf(redis->lock, sizeof redis->lock, "%s/redis.lock", folder) >=
+            (int)sizeof redis->lock)
         status =
             pllm_fail(PLLM_ELIMIT, 0,
                       "the folder %s is too long a path for a socket: at most 96 bytes", folder);
@@ -181,5 +211,6 @@ void pllm_redis_private_close(pllm_redis_private *redis)
     }
     unlink(redis->socket);
     unlink(redis->log);
+    unlink(redis->lock);
     pllm_free(redis->context, redis);
 }
