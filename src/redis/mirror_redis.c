@@ -20,14 +20,17 @@
 #define SECOND UINT64_C(1000000000)
 enum { BATCH = 128, PAUSE_MS_FIRST = 50, PAUSE_MS_MAX = 2000, ANSWER_S = 60 };
 
-/* A hash is written whole, or not at all. KEYS[1]; ARGV: node, generation, then fields and values.
- * Generations are compared as text, by length first: Lua's numbers hold 53 bits. 1 written, 0 the
- * key has a greater generation, -1 it is another daemon's. */
+/* A hash is written whole, or not at all. KEYS[1]; ARGV: node, generation, then fields and values,
+ * the last of them sync. Numbers are compared as text, by length first: Lua's hold 53 bits. 1
+ * written, 0 the key has a later sync, or a greater generation of this one, -1 it is another
+ * daemon's. What an earlier sync left says nothing: the tensor may have gone while Redis was away,
+ * and an older one been given its name. */
 static const char put_script[] =
-    "local had = redis.call('HMGET', KEYS[1], 'node', 'generation')\n"
+    "local had = redis.call('HMGET', KEYS[1], 'node', 'generation', 'sync')\n"
     "if had[1] and had[1] ~= ARGV[1] then return -1 end\n"
-    "local old, new = had[2] or '', ARGV[2]\n"
-    "if #old > #new or (#old == #new and old > new) then return 0 end\n"
+    "local function less(a, b) return #a < #b or (#a == #b and a < b) end\n"
+    "local old, new, was, is = had[2] or '', ARGV[2], had[3] or '', ARGV[#ARGV]\n"
+    "if less(is, was) or (is == was and less(new, old)) then return 0 end\n"
     "redis.call('HSET', KEYS[1], 'node', ARGV[1], 'generation', new, unpack(ARGV, 3))\n"
     "return 1\n";
 /* KEYS[1]; ARGV: node, generation. Removed if it is that tensor's. */

@@ -308,6 +308,22 @@ static void test_flushed(void **state)
 }
 
 /* Redis is killed and started again, empty; meanwhile the daemon serves. */
+/* Redis was away, and meanwhile a tensor went whose name an older one then got: what is there of
+ * the newer one must not keep the older one out. */
+static void test_older_takes_name(void **state)
+{
+    (void)state;
+    char generation[32];
+    pllm_store_tensor *tensor = make("taken", 0);
+    until("taken", "tensor:taken", "name");
+    snprintf(generation, sizeof generation, "%s", ask("HGET tensor:taken generation"));
+    ask("HSET tensor:taken generation 9%s sync 1 name newer", generation);
+    ask("CLIENT KILL TYPE normal SKIPME yes");
+    until("taken", "tensor:taken", "name");
+    assert_string_equal(ask("HGET tensor:taken generation"), generation);
+    assert_int_equal(pllm_store_close_tensor(tensor), PLLM_OK);
+}
+
 static void test_redis_dies(void **state)
 {
     (void)state;
@@ -401,6 +417,7 @@ int main(void)
         TEST(test_commands),
         TEST(test_garbage),
         TEST(test_flushed),
+        TEST(test_older_takes_name),
         TEST(test_redis_dies),
         TEST(test_daemon_returns),
     };
