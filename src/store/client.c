@@ -1,9 +1,10 @@
 /* client.c - the client's connection: asking, answers, and a daemon that went and came back
  * (include/pagedllm/tensor_store.h).
  *
- * An answer that comes too late, after its call gave up, is known by its number and dropped with
- * its descriptors. A question that could not be sent was not heard, and is asked again once on a
- * new connection; one that was sent and not answered may have been carried out, and fails. */
+ * An answer that comes too late, after its call gave up, is known by its number: what it brought is
+ * given back (client_offer.c). A question that could not be sent was not heard, and is asked again
+ * once on a new connection; one that was sent and not answered may have been carried out, and
+ * fails. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@ static void disconnect(pllm_store *store)
 {
     if (store->fd >= 0) close(store->fd);
     store->fd = -1;
+    store->late_count = 0;
     pllm_store_received_close(store);
 }
 
@@ -80,6 +82,7 @@ static int receive_answer(pllm_store *store, uint32_t op, uint32_t request)
         }
         if (store->in.op == PLLM_WIRE_EVENT) pllm_store_event_add(store, &store->in);
         if (store->in.op == (op | PLLM_WIRE_ANSWER) && store->in.request == request) break;
+        if (store->in.op & PLLM_WIRE_ANSWER) pllm_store_late(store);
         if (pllm_clock_ns() > deadline)
             return pllm_fail(PLLM_ETIMEDOUT, 0, "the store's daemon at %s did not answer in %u ms",
                              store->path, store->timeout_ms);
@@ -87,6 +90,22 @@ static int receive_answer(pllm_store *store, uint32_t op, uint32_t request)
     if (store->in.status == PLLM_OK) return PLLM_OK;
     pllm_store_received_close(store);
     return pllm_fail(store->in.status, 0, "%.*s", (int)store->in.error.bytes, store->in.error.data);
+}
+
+/* The daemon may do yet what was asked: then its answer has to be undone. Who cannot remember that
+ * leaves, which gives everything back. */
+static void give_up(pllm_store *store, uint32_t op, uint32_t request)
+{
+    uint32_t writable = op == PLLM_WIRE_CREATE  ? 1
+                        : op == PLLM_WIRE_OFFER ? store->out.offer.offer.writable
+                                                : store->out.open.writable;
+    if (op != PLLM_WIRE_CREATE && op != PLLM_WIRE_OPEN && op != PLLM_WIRE_REDEEM &&
+        op != PLLM_WIRE_OFFER && op != PLLM_WIRE_WATCH)
+        return;
+    if (store->late_count == CLIENT_LATE)
+        disconnect(store);
+    else
+        store->late[store->late_count++] = (client_late){request, op, writable};
 }
 
 /* Asks and waits for the answer. *heard_out 0: it could not be sent. */
@@ -97,13 +116,16 @@ static int exchange(pllm_store *store, uint32_t op, const int *fds, int *heard_o
     int status = send_out(store, op, request, fds);
     *heard_out = status == PLLM_OK;
     if (status == PLLM_EIO || status == PLLM_ETIMEDOUT) disconnect(store);
-    return status < 0 ? status : receive_answer(store, op, request);
+    if (status < 0) return status;
+    status = receive_answer(store, op, request);
+    if (status == PLLM_ETIMEDOUT && store->fd >= 0) give_up(store, op, request);
+    return status;
 }
 
 /* Connecting asks questions of its own (HELLO, OFFER): what was prepared is put aside for them. */
 static int connect_aside(pllm_store *store)
 {
-    if (store->fd >= 0) return PLLM_OK;
+    if (store->offering || (store->fd >= 0 && !store->unoffered)) return PLLM_OK;
     const pllm_wire_message prepared = store->out;
     int status = pllm_store_connected(store);
     store->out = prepared;
@@ -135,7 +157,8 @@ int pllm_store_take_event(pllm_store *store)
     pllm_store_received_close(store);
     if (status == PLLM_OK && store->in.op == PLLM_WIRE_EVENT)
         pllm_store_event_add(store, &store->in);
-    return status; /* an answer that came too late is nothing */
+    if (status == PLLM_OK && store->in.op & PLLM_WIRE_ANSWER) pllm_store_late(store);
+    return status;
 }
 
 /* ---- connecting ---- */
@@ -161,22 +184,25 @@ static int say_hello(pllm_store *store)
                          "open it anew",
                          CLIENT_BOARDS);
     store->device_index = store->in.welcome.device;
-    uint64_t epoch = store->in.welcome.epoch;
     store->received_count = 0; /* attach takes the descriptor */
     pllm_board *board;
     status = pllm_board_attach(store->context, store->received[0], &board);
     if (status < 0) return status;
     store->boards[store->board_count++] = board;
     store->board = board;
-    store->epoch = epoch;
     return PLLM_OK;
 }
 
 int pllm_store_connected(pllm_store *store)
 {
-    if (store->fd >= 0) return PLLM_OK;
+    if (store->fd >= 0 && (!store->unoffered || pllm_clock_ns() < store->offer_again_ns))
+        return PLLM_OK;
+    if (store->fd >= 0) {
+        int status = pllm_store_offer_all(store, 0);
+        if (status < 0) disconnect(store);
+        return status;
+    }
     const pllm_board *before = store->board;
-    const uint64_t epoch_before = store->epoch;
     int status = pllm_wire_connect(store->path, store->timeout_ms, &store->fd);
     if (status < 0) {
         store->fd = -1;
@@ -187,8 +213,7 @@ int pllm_store_connected(pllm_store *store)
                          store->path, store->path);
     }
     status = say_hello(store);
-    if (status == PLLM_OK && before)
-        status = pllm_store_offer_all(store, before, store->epoch == epoch_before);
+    if (status == PLLM_OK && before) status = pllm_store_offer_all(store, 1);
     if (status == PLLM_OK && store->watching) status = pllm_store_watch_again(store);
     if (status < 0) disconnect(store);
     return status;

@@ -12,7 +12,7 @@
 #include "store/board.h"
 #include "store/wire.h"
 
-enum { CLIENT_BUCKETS = 256, CLIENT_EVENTS = 64, CLIENT_BOARDS = 64 };
+enum { CLIENT_BUCKETS = 256, CLIENT_EVENTS = 64, CLIENT_BOARDS = 64, CLIENT_LATE = 16 };
 
 typedef struct client_mapping { /* where a tensor's memory is in this process */
     pllm_va base;               /* of the reservation, or of a legacy allocation */
@@ -28,15 +28,19 @@ struct pllm_store_tensor { /* one way (reading, writing) of having a tensor open
     pllm_store *store;
     pllm_store_tensor *next;   /* in its bucket */
     uint32_t open_count;       /* handles given out for it, all this pointer */
-    uint32_t daemon_count;     /* opens that the daemon has counted for it */
     uint32_t writable, stale;  /* stale: lost with a daemon */
     atomic_uint pending_count; /* signals that streams will give */
     uint32_t slot;
     uint64_t generation;
-    uint64_t renames; /* the board's count when name was known to be right */
+    pllm_board *board; /* on which that is: of the daemon that knew it last */
+    uint64_t renames;  /* the board's count when name was known to be right */
     pllm_store_info info;
     client_mapping mapping;
 };
+
+typedef struct client_late { /* a question that was given up: its answer may come yet */
+    uint32_t request, op, writable;
+} client_late;
 
 struct pllm_store {
     const pllm_context *context;
@@ -49,11 +53,14 @@ struct pllm_store {
     int fd;               /* -1: not connected */
     int wake;             /* an event descriptor: events were queued while a call waited */
     uint32_t request, device_index;
-    uint64_t epoch;
     pllm_board *board;                 /* the newest of boards */
     pllm_board *boards[CLIENT_BOARDS]; /* of earlier daemons too: a waiter may look at one */
     uint32_t board_count;
     pllm_store_tensor *buckets[CLIENT_BUCKETS];
+    client_late late[CLIENT_LATE];
+    uint32_t late_count;
+    uint32_t unoffered, offering; /* tensors whose offer is to be repeated; it is going on */
+    uint64_t offer_again_ns, offer_until_ns;
     int watching;
     uint32_t watch;
     char watch_prefix[PLLM_STORE_NAME_MAX + 1];
@@ -77,8 +84,15 @@ int pllm_store_connected(pllm_store *store); /* connects if it is not; offers wh
 /* Takes in a packet that is there already, without waiting: OK, EBUSY (bare: none), EIO. */
 int pllm_store_take_event(pllm_store *store);
 void pllm_store_event_add(pllm_store *store, const pllm_wire_message *message);
-/* client_tensor.c: the daemon is another one: offer all, or mark as stale where same_daemon. */
-int pllm_store_offer_all(pllm_store *store, const pllm_board *before, int same_daemon);
+/* client_offer.c: what an earlier daemon knew is offered to the one there is; what this one knew
+ * went with the connection before. */
+int pllm_store_offer_all(pllm_store *store, int reconnected);
+/* store->in answers a question that was given up: what it brought is given back. */
+void pllm_store_late(pllm_store *store);
+/* client_tensor.c */
+void pllm_store_tell_close(pllm_store *store, uint32_t slot, uint64_t generation,
+                           uint32_t writable);
+void pllm_store_tell_unmapped(pllm_store *store, uint32_t slot, uint64_t generation);
 void pllm_store_tensors_forget(pllm_store *store); /* unmaps and frees all */
 void pllm_store_info_of(const pllm_wire_info *wire, pllm_store_info *info);
 /* client_names.c: watching goes on with a new daemon. */

@@ -121,27 +121,26 @@ static void entry_unlink(pllm_store *store, pllm_store_tensor *tensor)
 
 static int is_valid(const pllm_store_tensor *tensor)
 {
-    return !tensor->stale &&
-           pllm_board_valid(tensor->store->board, tensor->slot, tensor->generation);
+    return !tensor->stale && pllm_board_valid(tensor->board, tensor->slot, tensor->generation);
 }
 
 /* The one that name means, open that way, if that is sure without asking. */
 static pllm_store_tensor *entry_by_name(pllm_store *store, const char *name, uint32_t writable)
 {
     for (pllm_store_tensor *t = *bucket_of(store, name); t; t = t->next)
-        if (t->writable == writable && is_valid(t) &&
+        if (t->writable == writable && t->board == store->board && is_valid(t) &&
             t->renames == pllm_board_renames(store->board) && !strcmp(t->info.name, name))
             return t;
     return NULL;
 }
 
-/* Any entry of that generation but one; way: only those that are open that way. */
-static pllm_store_tensor *entry_by_generation(pllm_store *store, uint64_t generation,
-                                              const pllm_store_tensor *but, int way)
+/* An entry of that generation; way: open that way, or -1. One that a connection took with it is
+ * stale though its generation may live: it has no reference at the daemon. */
+static pllm_store_tensor *entry_by_generation(pllm_store *store, uint64_t generation, int way)
 {
     for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
         for (pllm_store_tensor *t = store->buckets[i]; t; t = t->next)
-            if (t != but && t->generation == generation &&
+            if (!t->stale && t->generation == generation &&
                 (way < 0 || t->writable == (uint32_t)way))
                 return t;
     return NULL;
@@ -180,7 +179,7 @@ void pllm_store_info_of(const pllm_wire_info *wire, pllm_store_info *info)
 }
 
 /* Tells the daemon that one opening of (slot, generation) is given back. */
-static void tell_close(pllm_store *store, uint32_t slot, uint64_t generation, uint32_t writable)
+void pllm_store_tell_close(pllm_store *store, uint32_t slot, uint64_t generation, uint32_t writable)
 {
     memset(&store->out, 0, sizeof store->out);
     store->out.handle.slot = slot;
@@ -189,7 +188,7 @@ static void tell_close(pllm_store *store, uint32_t slot, uint64_t generation, ui
     (void)pllm_store_tell(store, PLLM_WIRE_CLOSE);
 }
 
-static void tell_unmapped(pllm_store *store, uint32_t slot, uint64_t generation)
+void pllm_store_tell_unmapped(pllm_store *store, uint32_t slot, uint64_t generation)
 {
     memset(&store->out, 0, sizeof store->out);
     store->out.handle.slot = slot;
@@ -204,11 +203,12 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
     const pllm_wire_info *info = &store->in.tensor.info;
     const uint32_t slot = info->slot;
     const uint64_t generation = info->generation;
-    int status = PLLM_OK;
-    pllm_store_tensor *tensor = entry_by_generation(store, generation, NULL, (int)writable);
-    if (tensor) { /* open already, under another name then */
+    int status = PLLM_OK, given_back = 0;
+    pllm_store_tensor *tensor = entry_by_generation(store, generation, (int)writable);
+    if (tensor) { /* open already, under another name then: one reference is enough */
         pllm_store_received_close(store);
         entry_unlink(store, tensor);
+        given_back = 1;
     } else {
         tensor = pllm_alloc(store->context, sizeof *tensor);
         if (!tensor) status = pllm_fail_memory("an open tensor", sizeof *tensor);
@@ -219,22 +219,23 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
             const pllm_error error = *pllm_last_error(); /* telling may fill another */
             pllm_free(store->context, tensor);
             pllm_store_received_close(store);
-            tell_close(store, slot, generation, writable);
-            if (!entry_by_generation(store, generation, NULL, -1))
-                tell_unmapped(store, slot, generation);
+            pllm_store_tell_close(store, slot, generation, writable);
+            if (!entry_by_generation(store, generation, -1))
+                pllm_store_tell_unmapped(store, slot, generation);
             return pllm_fail(error.status, error.native, "%s", error.text);
         }
         tensor->store = store;
         tensor->writable = writable;
         tensor->slot = slot;
         tensor->generation = generation;
+        tensor->board = store->board;
     }
     pllm_store_info_of(info, &tensor->info);
     tensor->renames = renames;
     tensor->open_count++;
-    tensor->daemon_count++;
     entry_link(store, tensor);
     *tensor_out = tensor;
+    if (given_back) pllm_store_tell_close(store, slot, generation, writable);
     return PLLM_OK;
 }
 
@@ -330,11 +331,10 @@ static void entry_close(pllm_store *store, pllm_store_tensor *tensor)
 {
     entry_unlink(store, tensor);
     mapping_undo(store, &tensor->mapping);
-    if (!tensor->stale) {
-        while (tensor->daemon_count-- > 0)
-            tell_close(store, tensor->slot, tensor->generation, tensor->writable);
-        if (!entry_by_generation(store, tensor->generation, NULL, -1))
-            tell_unmapped(store, tensor->slot, tensor->generation);
+    if (!tensor->stale && tensor->board == store->board) {
+        pllm_store_tell_close(store, tensor->slot, tensor->generation, tensor->writable);
+        if (!entry_by_generation(store, tensor->generation, -1))
+            pllm_store_tell_unmapped(store, tensor->slot, tensor->generation);
     }
     pllm_free(store->context, tensor);
 }
@@ -425,7 +425,8 @@ static void signal_from_stream(void *user)
     pllm_store *store = tensor->store;
     pllm_store_lock(store);
     signal_prepare(store, tensor, signal->value);
-    if (!tensor->stale) (void)pllm_store_tell(store, PLLM_WIRE_SIGNAL);
+    if (!tensor->stale && tensor->board == store->board)
+        (void)pllm_store_tell(store, PLLM_WIRE_SIGNAL);
     atomic_fetch_sub(&tensor->pending_count, 1); /* the last touch of the tensor */
     pthread_mutex_unlock(&store->lock);
     pllm_free(store->context, signal);
@@ -457,7 +458,11 @@ int pllm_store_signal(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t v
     pllm_store_lock(store);
     status = pllm_store_connected(store); /* numbers may be new ones after this */
     signal_prepare(store, tensor, value);
-    if (status == PLLM_OK) status = tensor->stale ? fail_stale(tensor) : PLLM_OK;
+    if (status == PLLM_OK && tensor->stale) status = fail_stale(tensor);
+    if (status == PLLM_OK && tensor->board != store->board)
+        status =
+            pllm_fail(PLLM_EIO, 0, "the new daemon has not taken over tensor %s yet: try again",
+                      tensor->info.name);
     if (status == PLLM_OK) status = pllm_store_ask(store, PLLM_WIRE_SIGNAL, NULL);
     return pllm_store_unlock(store, status);
 }
@@ -470,8 +475,8 @@ static int fence_where(pllm_store_tensor *tensor, const pllm_board **board_out, 
     pllm_store_lock(store);
     /* A daemon that is away may come back before the caller's time is over. */
     while (store->fd >= 0 && pllm_store_take_event(store) == PLLM_OK) continue;
-    if (store->fd < 0) (void)pllm_store_connected(store);
-    *board_out = store->board;
+    (void)pllm_store_connected(store);
+    *board_out = tensor->board;
     *slot_out = tensor->slot;
     *generation_out = tensor->generation;
     return pllm_store_unlock(store, tensor->stale ? PLLM_ESTALE : PLLM_OK);
@@ -487,7 +492,7 @@ int pllm_store_wait(pllm_store_tensor *tensor, uint64_t value, uint32_t timeout_
     pllm_store *store = tensor->store;
     /* Mostly the value is there, or comes soon: the socket is looked at only after a slice. */
     pllm_store_lock(store);
-    board = store->board;
+    board = tensor->board;
     slot = tensor->slot;
     generation = tensor->generation;
     int status = pllm_store_unlock(store, tensor->stale ? PLLM_ESTALE : PLLM_OK);
@@ -513,9 +518,9 @@ int pllm_store_fence(const pllm_store_tensor *tensor, uint64_t *value_out)
 {
     pllm_board_words words;
     pllm_store_lock(tensor->store);
-    int status = tensor->stale ? PLLM_ESTALE
-                               : pllm_board_read(tensor->store->board, tensor->slot,
-                                                 tensor->generation, &words);
+    int status = tensor->stale
+                     ? PLLM_ESTALE
+                     : pllm_board_read(tensor->board, tensor->slot, tensor->generation, &words);
     if (status < 0)
         status = fail_stale(tensor);
     else if (words.poisoned)
@@ -524,84 +529,4 @@ int pllm_store_fence(const pllm_store_tensor *tensor, uint64_t *value_out)
     else
         *value_out = words.fence_value;
     return pllm_store_unlock(tensor->store, status);
-}
-
-/* ---- a daemon that came back ---- */
-
-/* The question of one OFFER; its descriptors in fds, to be closed. */
-static int offer_prepare(pllm_store *store, const pllm_store_tensor *tensor,
-                         const pllm_board_words *words, int *fds)
-{
-    const client_mapping *m = &tensor->mapping;
-    const pllm_store_info *info = &tensor->info;
-    memset(&store->out, 0, sizeof store->out);
-    pllm_registry_offer *offer = &store->out.offer.offer;
-    offer->spec = (pllm_registry_spec){.dtype = info->dtype,
-                                       .rank = info->rank,
-                                       .mode = info->mode,
-                                       .kind = PLLM_STORE_KIND_VMM,
-                                       .device = store->device_index,
-                                       .flags = words->flags};
-    memcpy(offer->spec.shape, info->shape, sizeof offer->spec.shape);
-    offer->uid = info->uid;
-    offer->gid = info->gid;
-    offer->writable = tensor->writable;
-    offer->fence_epoch = words->fence_epoch;
-    offer->fence_value = words->fence_value;
-    offer->old_generation = tensor->generation;
-    store->out.offer.name = pllm_store_text(info->name);
-    store->out.offer.offset = m->offset;
-    store->out.offer.piece_count = m->piece_count;
-    for (uint32_t i = 0; i < m->piece_count; i++) {
-        store->out.offer.pieces[i] = m->piece_bytes[i];
-        int status = store->device->ops->chunk_export(store->device, m->chunks[i],
-                                                      !tensor->writable, &fds[i]);
-        if (status < 0) {
-            while (i-- > 0) close(fds[i]);
-            return status;
-        }
-    }
-    store->out.fd_count = m->piece_count;
-    return PLLM_OK;
-}
-
-static int offer_one(pllm_store *store, pllm_store_tensor *tensor, const pllm_board *before)
-{
-    int fds[PLLM_WIRE_FDS_MAX];
-    pllm_board_words words;
-    /* A legacy handle dies with its process; what the daemon had ended must not come back. */
-    if (tensor->mapping.legacy ||
-        pllm_board_read(before, tensor->slot, tensor->generation, &words) < 0 ||
-        offer_prepare(store, tensor, &words, fds) < 0) {
-        tensor->stale = 1;
-        return PLLM_OK;
-    }
-    int status = pllm_store_ask(store, PLLM_WIRE_OFFER, fds);
-    for (uint32_t i = 0; i < tensor->mapping.piece_count; i++) close(fds[i]);
-    if (status == PLLM_OK) {
-        tensor->slot = store->in.tensor.info.slot;
-        tensor->generation = store->in.tensor.info.generation;
-        tensor->renames = pllm_board_renames(store->board);
-        tensor->daemon_count = 1;
-        pllm_store_info_of(&store->in.tensor.info, &tensor->info);
-        return PLLM_OK;
-    }
-    if (store->fd < 0) return status; /* it went again: the next one is offered all of this */
-    pllm_log(store->context, PLLM_LOG_WARN, "tensor %s is lost with its daemon: %s",
-             tensor->info.name, pllm_last_error()->text);
-    tensor->stale = 1;
-    return PLLM_OK;
-}
-
-int pllm_store_offer_all(pllm_store *store, const pllm_board *before, int same_daemon)
-{
-    for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
-        for (pllm_store_tensor *t = store->buckets[i]; t; t = t->next) {
-            if (t->stale) continue;
-            /* It lives and has dropped us: what we held may be somebody else's by now. */
-            if (same_daemon) t->stale = 1;
-            int status = same_daemon ? PLLM_OK : offer_one(store, t, before);
-            if (status < 0) return status;
-        }
-    return PLLM_OK;
 }

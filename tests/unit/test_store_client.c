@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -149,6 +150,9 @@ static void test_names(void **state)
     assert_int_equal(pllm_store_open_tensor(b, "z", 0, &same), PLLM_OK);
     assert_ptr_equal(same, held); /* open already, under its old name */
     assert_true(((float *)pllm_store_tensor_data(held))[0] == 1);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_stat(b, "z", &info), PLLM_OK);
+    assert_int_equal(info.references, 2); /* a's and b's: asking again counts b no second time */
     assert_int_equal(pllm_store_rename(a, "z", "x"), PLLM_EEXIST);
 
     assert_int_equal(pllm_store_delete(a, "z"), PLLM_OK);
@@ -339,6 +343,75 @@ static void test_daemon_dies(void **state)
     store_rig_until(&rig, 0, 0);
 }
 
+/* Who only reads may come back first; the writer goes on when it comes, too. */
+static void test_reader_offers_first(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *made, *seen;
+    pllm_store_spec spec = spec_of(3 << 20);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_create(a, "r", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(b, "r", 0, &seen), PLLM_OK);
+    assert_int_equal(pllm_store_signal(made, NULL, 3), PLLM_OK);
+    store_rig_restart(&rig);
+    assert_int_equal(pllm_store_tensor_valid(made), PLLM_OK); /* nobody has asked the new one yet */
+    assert_int_equal(pllm_store_wait(made, 3, 1000), PLLM_OK);
+    assert_int_equal(pllm_store_stat(b, "r", &info), PLLM_OK);
+    assert_int_equal(info.references, 1);
+    assert_int_equal(pllm_store_wait(seen, 3, 1000), PLLM_OK);
+    assert_int_equal(pllm_store_stat(a, "r", &info), PLLM_OK);
+    assert_int_equal(info.references, 2);
+    assert_int_equal(pllm_store_signal(made, NULL, 4), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 4, 1000), PLLM_OK);
+    pllm_store_close(a);
+    pllm_store_close(b);
+    store_rig_until(&rig, 0, 0);
+}
+
+static void be_busy(store_rig *at, void *user)
+{
+    (void)at;
+    *(atomic_int *)user = 1;
+    usleep(400000);
+}
+
+static void *hold_up(void *user)
+{
+    store_rig_inside(&rig, be_busy, user);
+    return NULL;
+}
+
+/* Answers that come when nobody waits for them any more leave nothing open. */
+static void test_late_answers(void **state)
+{
+    (void)state;
+    pllm_store_options options = {
+        .struct_bytes = sizeof options, .socket = rig.path, .timeout_ms = 100};
+    pllm_store *a = store_at(), *b;
+    pllm_store_tensor *made, *seen, *other;
+    pllm_store_spec spec = spec_of(16);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    pthread_t thread;
+    atomic_int busy = 0;
+    assert_int_equal(pllm_store_create(a, "l", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open(NULL, &options, &b), PLLM_OK);
+    assert_int_equal(pthread_create(&thread, NULL, hold_up, &busy), 0);
+    while (!atomic_load(&busy)) usleep(1000);
+    assert_int_equal(pllm_store_open_tensor(b, "l", 0, &seen), PLLM_ETIMEDOUT);
+    assert_int_equal(pllm_store_create(b, "m", &spec, &other), PLLM_ETIMEDOUT);
+    pthread_join(thread, NULL);
+    assert_int_equal(pllm_store_stat(a, "l", &info), PLLM_OK); /* b's have been done by now */
+    while (pllm_store_stat(b, "l", &info) == PLLM_ETIMEDOUT) continue;
+    assert_int_equal(pllm_store_stat(b, "l", &info), PLLM_OK);
+    assert_int_equal(info.references, 1);
+    assert_int_equal(info.importers, 1);
+    assert_int_equal(pllm_store_stat(b, "m", &info), PLLM_ENOTFOUND);
+    pllm_store_close(b);
+    pllm_store_close(a);
+    store_rig_until(&rig, 0, 0);
+}
+
 static void test_events(void **state)
 {
     (void)state;
@@ -432,9 +505,24 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_share),   TEST(test_reading_only),  TEST(test_names),       TEST(test_list),
-        TEST(test_fences),  TEST(test_producer_dies), TEST(test_daemon_dies), TEST(test_events),
-        TEST(test_refused), TEST(test_no_memory),
+        TEST(test_share),
+        TEST(test_reading_only),
+        TEST(test_names),
+        TEST(test_list),
+        TEST(test_fences),
+        TEST(test_producer_dies),
+        TEST(test_daemon_dies),
+        TEST(test_events),
+        TEST(test_fences),
+        TEST(test_producer_dies),
+        TEST(test_reader_offers_first),
+        TEST(test_events),
+        TEST(test_fences),
+        TEST(test_producer_dies),
+        TEST(test_late_answers),
+        TEST(test_events),
+        TEST(test_refused),
+        TEST(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
