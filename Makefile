@@ -1,6 +1,7 @@
 # The commands people type. Everything real is in CMake (CMakePresets.json) and scripts/.
 #   MODEL=path          another model for `make demo` and `make bench`
 #   SIM_SEEDS=n         how many seeds `make sim` tries
+#   STORM=, SEED=       options and seed of `make storm`
 #   PREFIX=, DESTDIR=   where `make install` puts things
 #   CMAKE_ARGS=         passed to cmake, as in CMAKE_ARGS=-DPLLM_WERROR=ON
 PREFIX ?= /usr/local
@@ -9,7 +10,7 @@ FUZZ_SECONDS ?= 10
 SIM_SEEDS ?= 10000
 export MODEL
 
-.PHONY: help build model demo test bench sanitize fuzz sim mutants install portable gpu tarball format check clean
+.PHONY: help build model demo test bench sanitize fuzz sim storm mutants install portable gpu tarball format check clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +53,11 @@ sim: ## the simulations with many seeds (SIM_SEEDS=n); a failing seed is printed
 	@scripts/bootstrap.sh test
 	@scripts/build.sh release $(CMAKE_ARGS)
 	@for sim in build/release/tests/sim_*; do PLLM_SIM_SEEDS=$(SIM_SEEDS) $$sim || exit 1; done
+
+storm: ## 16 processes, 100,000 operations on the tensor store, killed at random, with its daemon and Redis
+	@scripts/bootstrap.sh test
+	@scripts/build.sh release $(CMAKE_ARGS)
+	@build/release/tests/storm/storm_store --clients 16 --operations 100000 --rounds 20 --seed $(or $(SEED),1) $(STORM)
 
 mutants: ## breaks the code in known ways; each must be caught by its named test
 	@scripts/bootstrap.sh test
