@@ -3,12 +3,37 @@
 devices, tensors on either, handles as other programs want them."""
 import base64
 import os
+import subprocess
+import sys
 import unittest
 
 from program import find_program
 from store import StoreTest, npy, read_npy
 
 FAKE = os.path.join(os.path.dirname(find_program()), "tests", "libfake_cuda.so")
+
+
+# A program that knows CUDA and not us: opens a handle, and shows what lies there. The driver for
+# tests keeps device memory where the processor can read it.
+FOREIGN = """
+import base64, ctypes, sys
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_char * 64)]
+driver = ctypes.CDLL("libcuda.so.1")
+def call(name, *types):
+    at, found = ctypes.c_void_p(), ctypes.c_int()
+    assert driver.cuGetProcAddress_v2(name, ctypes.byref(at), 12000, ctypes.c_uint64(0),
+                                      ctypes.byref(found)) == 0
+    return ctypes.CFUNCTYPE(ctypes.c_int, *types)(at.value)
+context, base = ctypes.c_void_p(), ctypes.c_uint64()
+assert call(b"cuInit", ctypes.c_uint)(0) == 0
+assert call(b"cuDevicePrimaryCtxRetain", ctypes.c_void_p, ctypes.c_int)(ctypes.byref(context), 0) == 0
+assert call(b"cuCtxSetCurrent", ctypes.c_void_p)(context) == 0
+handle = Handle.from_buffer_copy(base64.b64decode(sys.argv[1]))
+opened = call(b"cuIpcOpenMemHandle", ctypes.c_void_p, Handle, ctypes.c_uint)
+assert opened(ctypes.byref(base), handle, 1) == 0
+sys.stdout.buffer.write(ctypes.string_at(base.value + int(sys.argv[2]), int(sys.argv[3])))
+"""
 
 
 @unittest.skipUnless(os.path.exists(FAKE), "an installed program: the driver for tests is not there")
@@ -45,6 +70,12 @@ class StoreCuda(StoreTest):
             self.assertEqual((row["kind"], row["device"]), ("legacy", "1"))
             self.assertEqual(len(base64.b64decode(row["ipc_handle"], validate=True)), 64)
             self.assertEqual(int(row["offset"]) % 512, 0)
+        for name, content in (("plain", data), ("r", bytes(4000))):
+            row = self.hash_of(name)
+            seen = subprocess.run(
+                [sys.executable, "-c", FOREIGN, row["ipc_handle"], row["offset"], row["bytes"]],
+                env=self.environment(), check=True, capture_output=True)
+            self.assertEqual(seen.stdout, content, name)
         self.assertEqual(self.hash_of("there")["kind"], "vmm")
         self.assertTrue(self.stat("r")["legacy"])
         self.stop(daemon)
