@@ -30,6 +30,8 @@ struct pllm_store_tensor { /* one way (reading, writing) of having a tensor open
     uint32_t open_count;       /* handles given out for it, all this pointer */
     uint32_t writable, stale;  /* stale: lost with a daemon */
     atomic_uint pending_count; /* signals that streams will give */
+    uint64_t signalled;        /* the greatest value that a stream gave: the daemon may have died
+                                  before it took it */
     uint32_t slot;
     uint64_t generation;
     pllm_board *board; /* on which that is: of the daemon that knew it last */

@@ -2,7 +2,8 @@
  * too late are undone.
  *
  * A tensor is on the board of the daemon that knew it last. Where that is not the one there is, it
- * is offered, with what the old board says of its fence. The daemon may say: not yet, who writes it
+ * is offered, with what the old board says of its fence, or what a stream has signalled here that
+ * did not reach that daemon any more. The daemon may say: not yet, who writes it
  * (or owns it) has to offer it first. So such an offer is repeated by later calls, for as long as
  * daemons take offers. */
 #include <string.h>
@@ -32,6 +33,7 @@ static int offer_prepare(pllm_store *store, const pllm_store_tensor *tensor,
     offer->writable = tensor->writable;
     offer->fence_epoch = words->fence_epoch;
     offer->fence_value = words->fence_value;
+    if (tensor->signalled > offer->fence_value) offer->fence_value = tensor->signalled;
     offer->old_generation = tensor->generation;
     store->out.offer.name = pllm_store_text(info->name);
     store->out.offer.offset = m->offset;

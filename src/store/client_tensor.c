@@ -425,6 +425,7 @@ static void signal_from_stream(void *user)
     pllm_store *store = tensor->store;
     pllm_store_lock(store);
     signal_prepare(store, tensor, signal->value);
+    if (signal->value > tensor->signalled) tensor->signalled = signal->value;
     if (!tensor->stale && tensor->board == store->board)
         (void)pllm_store_tell(store, PLLM_WIRE_SIGNAL);
     atomic_fetch_sub(&tensor->pending_count, 1); /* the last touch of the tensor */
