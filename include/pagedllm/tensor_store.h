@@ -24,9 +24,11 @@
  * process counts once for each tensor and way (reading, writing) it has open, however often. Delete
  * takes the name at once; the memory goes when the last holder has let go, and handles say ESTALE.
  *
- * The daemon's death. What is mapped stays mapped and readable. Calls fail with EIO until it is
- * back; the first call then offers what this process holds, under the same names, and handles go
- * on. What could not be offered (legacy tensors; what nobody held) is gone: ESTALE.
+ * The daemon's death. What is mapped stays mapped and readable. Calls that ask the daemon fail with
+ * EIO until it is back; the next call on the store or a tensor of it then offers what this process
+ * holds, under the names that it knows, and handles go on. What could not be offered (legacy
+ * tensors; what nobody held) is gone: ESTALE. A connection that breaks while the daemon lives is
+ * made again in the same way, but counts as its process's death for the fences that it wrote.
  *
  * Order. Each tensor has a fence, a number that only grows: the producer signals, consumers wait.
  * When a process that had it open for writing dies, the fence is poisoned and waiters get
@@ -68,7 +70,8 @@ typedef struct pllm_store_tensor pllm_store_tensor; /* opaque: a tensor this pro
 
 typedef struct pllm_store_options {
     uint32_t struct_bytes; /* sizeof(pllm_store_options) */
-    uint32_t timeout_ms;   /* of every call that asks the daemon; 0: 5,000 */
+    uint32_t timeout_ms;   /* of every question to the daemon; 0: 5,000. A call that finds it
+                              back asks once more for each tensor that is open */
     const char *socket;    /* NULL: PAGEDLLM_SOCKET, else the user's own (see the README) */
     pllm_device *device;   /* where tensors are mapped, borrowed; the daemon must serve this very
                               one (by UUID). NULL: the host device, opened by the store */
@@ -146,17 +149,20 @@ PLLM_API int pllm_store_tensor_valid(const pllm_store_tensor *tensor);
 
 /* ---- order ---- */
 /* Raises the fence to value, at once (stream NULL) or when all work submitted to the stream so far
- * has ended. Open for writing. A smaller value than the fence has is nothing.
- * Errors: EPERM, EINVAL (UINT64_MAX), ESTALE, ENOMEM, EIO. */
+ * has ended. Open for writing. A smaller value than the fence has is nothing. What a stream signals
+ * while the daemon is away is told to the next one.
+ * Errors: EPERM, EINVAL (UINT64_MAX), ESTALE, ENOMEM, ECANCELED (another producer died: open it for
+ * writing anew), EIO, ETIMEDOUT. */
 PLLM_API int pllm_store_signal(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t value);
 /* Waits until the fence is at least value. What the producer wrote before it signalled is then
- * there, for the CPU and for work submitted from now on.
- * Errors: ETIMEDOUT; ECANCELED (its producer died); ESTALE. */
+ * there, for the CPU and for work submitted from now on. Only a call that finds the daemon back may
+ * take longer, as above. Errors: ETIMEDOUT; ECANCELED (its producer died); ESTALE. */
 PLLM_API int pllm_store_wait(pllm_store_tensor *tensor, uint64_t value, uint32_t timeout_ms);
 PLLM_API int pllm_store_fence(const pllm_store_tensor *tensor, uint64_t *value_out); /* as wait */
 
 /* ---- names ---- */
-/* Errors of all: ENOTFOUND, EPERM, EINVAL, and those of asking. */
+/* Errors of all: ENOTFOUND, EPERM, EINVAL, and those of asking. After EIO and ETIMEDOUT the daemon
+ * may have done it all the same; what it then opened is given back when its answer comes. */
 PLLM_API int pllm_store_delete(pllm_store *store, const char *name);
 PLLM_API int pllm_store_rename(pllm_store *store, const char *name, const char *to); /* EEXIST */
 /* EBUSY: others have it open for writing. */

@@ -6,6 +6,7 @@
  * once on a new connection; one that was sent and not answered may have been carried out, and
  * fails. */
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,8 @@
 #include "base/clock.h"
 #include "device/open.h"
 #include "store/client_internal.h"
+
+#define LOOK_NS UINT64_C(20000000) /* between looks at the socket of calls that ask nothing */
 
 pllm_wire_text pllm_store_text(const char *text)
 {
@@ -28,9 +31,27 @@ void pllm_store_received_close(pllm_store *store)
     store->received_count = 0;
 }
 
+/* Who waits for events looks again at which number the socket has. */
+static void wake(pllm_store *store)
+{
+    uint64_t one = 1;
+    (void)!write(store->wake, &one, sizeof one); /* full: it is readable already */
+}
+
+static void tell_fd_set(pllm_store *store, int fd)
+{
+    pthread_mutex_lock(&store->tell_lock);
+    store->tell_fd = fd;
+    pthread_mutex_unlock(&store->tell_lock);
+}
+
 static void disconnect(pllm_store *store)
 {
-    if (store->fd >= 0) close(store->fd);
+    tell_fd_set(store, -1);
+    if (store->fd >= 0) {
+        close(store->fd);
+        wake(store);
+    }
     store->fd = -1;
     store->late_count = 0;
     pllm_store_received_close(store);
@@ -57,17 +78,39 @@ static int send_out(pllm_store *store, uint32_t op, uint32_t request, const int 
     return pllm_wire_send(store->fd, store->packet, (size_t)bytes, fds, store->out.fd_count, 0);
 }
 
-/* The next packet, decoded into store->in. */
-static int receive_in(pllm_store *store, int dont_wait)
+/* The next packet that is there, decoded into store->in. EBUSY (bare): there is none. */
+static int receive_in(pllm_store *store)
 {
     size_t bytes;
     pllm_store_received_close(store);
-    int status =
-        pllm_wire_receive(store->fd, store->packet, sizeof store->packet, &bytes, store->received,
-                          PLLM_WIRE_FDS_MAX, &store->received_count, dont_wait);
+    if (store->fd < 0) return gone(store);
+    int status = pllm_wire_receive(store->fd, store->packet, sizeof store->packet, &bytes,
+                                   store->received, PLLM_WIRE_FDS_MAX, &store->received_count, 1);
+    if (status == PLLM_EIO || (status == PLLM_OK && bytes == 0)) return gone(store);
     if (status < 0) return status;
-    if (bytes == 0) return gone(store);
-    return pllm_wire_decode(store->packet, bytes, &store->in);
+    status = pllm_wire_decode(store->packet, bytes, &store->in);
+    if (status < 0) pllm_store_received_close(store);
+    return status;
+}
+
+/* Waits for a packet until deadline, whatever signals interrupt it. 1: there is one, or an end. */
+static int wait_in(const pllm_store *store, uint64_t deadline)
+{
+    for (;;) {
+        uint64_t now = pllm_clock_ns();
+        struct pollfd in = {.fd = store->fd, .events = POLLIN};
+        int ready = poll(&in, 1, now < deadline ? (int)((deadline - now + 999999) / 1000000) : 0);
+        if (ready > 0) return 1;
+        if (now >= deadline) return 0;
+    }
+}
+
+/* The packet in store->in is not what a call waits for. */
+static void take_other(pllm_store *store)
+{
+    pllm_store_received_close(store);
+    if (store->in.op == PLLM_WIRE_EVENT) pllm_store_event_add(store, &store->in);
+    if (store->in.op & PLLM_WIRE_ANSWER) pllm_store_late(store);
 }
 
 /* Receives until the answer to request is there; events meanwhile are kept. */
@@ -75,17 +118,14 @@ static int receive_answer(pllm_store *store, uint32_t op, uint32_t request)
 {
     uint64_t deadline = pllm_clock_ns() + store->timeout_ms * UINT64_C(1000000);
     for (;;) {
-        int status = receive_in(store, 0);
-        if (status < 0) {
-            pllm_store_received_close(store);
-            return status;
-        }
-        if (store->in.op == PLLM_WIRE_EVENT) pllm_store_event_add(store, &store->in);
-        if (store->in.op == (op | PLLM_WIRE_ANSWER) && store->in.request == request) break;
-        if (store->in.op & PLLM_WIRE_ANSWER) pllm_store_late(store);
-        if (pllm_clock_ns() > deadline)
+        if (store->fd >= 0 && !wait_in(store, deadline))
             return pllm_fail(PLLM_ETIMEDOUT, 0, "the store's daemon at %s did not answer in %u ms",
                              store->path, store->timeout_ms);
+        int status = receive_in(store);
+        if (status == PLLM_EBUSY) continue;
+        if (status < 0) return status;
+        if (store->in.op == (op | PLLM_WIRE_ANSWER) && store->in.request == request) break;
+        take_other(store);
     }
     if (store->in.status == PLLM_OK) return PLLM_OK;
     pllm_store_received_close(store);
@@ -115,7 +155,7 @@ static int exchange(pllm_store *store, uint32_t op, const int *fds, int *heard_o
     if (request == 0) request = ++store->request; /* 0 wants no answer */
     int status = send_out(store, op, request, fds);
     *heard_out = status == PLLM_OK;
-    if (status == PLLM_EIO || status == PLLM_ETIMEDOUT) disconnect(store);
+    if (status == PLLM_EIO) disconnect(store); /* ETIMEDOUT: nothing was sent, and nothing broke */
     if (status < 0) return status;
     status = receive_answer(store, op, request);
     if (status == PLLM_ETIMEDOUT && store->fd >= 0) give_up(store, op, request);
@@ -125,21 +165,44 @@ static int exchange(pllm_store *store, uint32_t op, const int *fds, int *heard_o
 /* Connecting asks questions of its own (HELLO, OFFER): what was prepared is put aside for them. */
 static int connect_aside(pllm_store *store)
 {
-    if (store->offering || (store->fd >= 0 && !store->unoffered)) return PLLM_OK;
+    if (store->fd >= 0 && !store->unoffered) return PLLM_OK;
     const pllm_wire_message prepared = store->out;
     int status = pllm_store_connected(store);
     store->out = prepared;
     return status;
 }
 
-int pllm_store_ask(pllm_store *store, uint32_t op, const int *fds)
+/* The numbers that are this connection's. */
+static int fill_in(pllm_store *store, uint32_t op, const pllm_store_tensor *about)
 {
-    int heard, status = connect_aside(store);
-    if (status < 0) return status;
-    status = exchange(store, op, fds, &heard);
-    if (heard || status != PLLM_EIO) return status;
-    status = connect_aside(store); /* it went since the last call: ask the one that is there now */
-    return status < 0 ? status : exchange(store, op, fds, &heard);
+    if (op == PLLM_WIRE_CREATE) store->out.create.spec.device = store->device_index;
+    if (!about) return PLLM_OK;
+    if (about->stale) return pllm_store_fail_stale(about);
+    if (about->board != store->board)
+        return pllm_fail(PLLM_EIO, 0, "the new daemon has not taken over tensor %s yet: try again",
+                         about->info.name);
+    store->out.handle.slot = about->slot;
+    store->out.handle.generation = about->generation;
+    return PLLM_OK;
+}
+
+int pllm_store_ask_here(pllm_store *store, uint32_t op, const int *fds)
+{
+    int heard;
+    return exchange(store, op, fds, &heard);
+}
+
+int pllm_store_ask(pllm_store *store, uint32_t op, const pllm_store_tensor *about)
+{
+    int heard, status = PLLM_OK;
+    for (int i = 0; i < 2; i++) { /* it went since the last call: ask the one that is there now */
+        status = connect_aside(store);
+        if (status == PLLM_OK) status = fill_in(store, op, about);
+        if (status < 0) return status;
+        status = exchange(store, op, NULL, &heard);
+        if (heard || status != PLLM_EIO) break;
+    }
+    return status;
 }
 
 int pllm_store_tell(pllm_store *store, uint32_t op)
@@ -153,12 +216,18 @@ int pllm_store_tell(pllm_store *store, uint32_t op)
 
 int pllm_store_take_event(pllm_store *store)
 {
-    int status = receive_in(store, 1);
-    pllm_store_received_close(store);
-    if (status == PLLM_OK && store->in.op == PLLM_WIRE_EVENT)
-        pllm_store_event_add(store, &store->in);
-    if (status == PLLM_OK && store->in.op & PLLM_WIRE_ANSWER) pllm_store_late(store);
+    int status = receive_in(store);
+    if (status == PLLM_OK) take_other(store);
     return status;
+}
+
+void pllm_store_look(pllm_store *store)
+{
+    const uint64_t now = pllm_clock_ns();
+    if (now < store->looked_ns + LOOK_NS) return;
+    store->looked_ns = now;
+    while (store->fd >= 0 && pllm_store_take_event(store) != PLLM_EBUSY) continue;
+    (void)pllm_store_connected(store);
 }
 
 /* ---- connecting ---- */
@@ -172,18 +241,21 @@ static int say_hello(pllm_store *store)
     store->out.hello.protocol = PLLM_WIRE_VERSION;
     store->out.hello.pid = (uint32_t)getpid();
     store->out.hello.uuid = pllm_store_text(info.uuid);
-    int heard;
-    status = exchange(store, PLLM_WIRE_HELLO, NULL, &heard);
+    status = pllm_store_ask_here(store, PLLM_WIRE_HELLO, NULL);
     if (status < 0) return status;
     if (store->received_count != 1)
         return pllm_fail(PLLM_EINVAL, 0, "the daemon at %s sent no board with its hello",
                          store->path);
+    store->device_index = store->in.welcome.device;
+    if (store->board && pllm_board_epoch(store->board) == store->in.welcome.epoch) {
+        pllm_store_received_close(store); /* it lives, and its board is here already */
+        return PLLM_OK;
+    }
     if (store->board_count == CLIENT_BOARDS)
         return pllm_fail(PLLM_ELIMIT, 0,
                          "the store's daemon was started %d times since this store was opened: "
                          "open it anew",
                          CLIENT_BOARDS);
-    store->device_index = store->in.welcome.device;
     store->received_count = 0; /* attach takes the descriptor */
     pllm_board *board;
     status = pllm_board_attach(store->context, store->received[0], &board);
@@ -193,15 +265,33 @@ static int say_hello(pllm_store *store)
     return PLLM_OK;
 }
 
+/* At the usual path anybody may have been first to make the folder in /tmp. */
+static int check_owner(const pllm_store *store)
+{
+    pllm_store_peer daemon;
+    if (!store->path_usual) return PLLM_OK;
+    int status = pllm_wire_peer(store->fd, &daemon);
+    if (status == PLLM_OK && daemon.uid != geteuid() && daemon.uid != 0)
+        status = pllm_fail(PLLM_EPERM, 0, "the store at %s belongs to user %u, not to this one",
+                           store->path, daemon.uid);
+    return status;
+}
+
+/* On a connection that there is: what could not be offered is offered again, now and then. */
+static int offer_again(pllm_store *store)
+{
+    if (!store->unoffered || pllm_clock_ns() < store->offer_again_ns) return PLLM_OK;
+    int status = pllm_store_offer_all(store, 0);
+    if (status < 0)
+        disconnect(store);
+    else
+        pllm_store_signals_again(store);
+    return status;
+}
+
 int pllm_store_connected(pllm_store *store)
 {
-    if (store->fd >= 0 && (!store->unoffered || pllm_clock_ns() < store->offer_again_ns))
-        return PLLM_OK;
-    if (store->fd >= 0) {
-        int status = pllm_store_offer_all(store, 0);
-        if (status < 0) disconnect(store);
-        return status;
-    }
+    if (store->fd >= 0) return offer_again(store);
     const pllm_board *before = store->board;
     int status = pllm_wire_connect(store->path, store->timeout_ms, &store->fd);
     if (status < 0) {
@@ -212,20 +302,29 @@ int pllm_store_connected(pllm_store *store)
                          "%s`",
                          store->path, store->path);
     }
-    status = say_hello(store);
+    status = check_owner(store);
+    if (status == PLLM_OK) status = say_hello(store);
     if (status == PLLM_OK && before) status = pllm_store_offer_all(store, 1);
     if (status == PLLM_OK && store->watching) status = pllm_store_watch_again(store);
-    if (status < 0) disconnect(store);
-    return status;
+    if (status < 0) {
+        disconnect(store);
+        return status;
+    }
+    tell_fd_set(store, store->fd);
+    pllm_store_signals_again(store);
+    wake(store);
+    return PLLM_OK;
 }
 
-static int path_of(const char *given, char *path, size_t bytes)
+static int path_of(const char *given, pllm_store *store)
 {
     if (!given) given = getenv("PAGEDLLM_SOCKET");
-    if (!given || !*given) return pllm_wire_default_path(path, bytes);
-    if (strlen(given) >= bytes)
-        return pllm_fail(PLLM_EINVAL, 0, "a socket's path has at most %zu characters", bytes - 1);
-    memcpy(path, given, strlen(given) + 1);
+    store->path_usual = !given || !*given;
+    if (store->path_usual) return pllm_wire_default_path(store->path, sizeof store->path);
+    if (strlen(given) >= sizeof store->path)
+        return pllm_fail(PLLM_EINVAL, 0, "a socket's path has at most %zu characters",
+                         sizeof store->path - 1);
+    memcpy(store->path, given, strlen(given) + 1);
     return PLLM_OK;
 }
 
@@ -244,9 +343,10 @@ int pllm_store_open(const pllm_context *context, const pllm_store_options *optio
     store->context = context;
     store->device = options->device;
     store->timeout_ms = options->timeout_ms ? options->timeout_ms : 5000;
-    store->fd = store->wake = -1;
+    store->fd = store->tell_fd = store->wake = -1;
     pthread_mutex_init(&store->lock, NULL);
-    int status = path_of(options->socket, store->path, sizeof store->path);
+    pthread_mutex_init(&store->tell_lock, NULL);
+    int status = path_of(options->socket, store);
     if (status == PLLM_OK && !store->device) {
         status = pllm_device_open_name(context, "host", NULL, &store->device_own);
         store->device = store->device_own;
@@ -275,6 +375,7 @@ void pllm_store_close(pllm_store *store)
     for (uint32_t i = 0; i < store->board_count; i++) pllm_board_close(store->boards[i]);
     if (store->wake >= 0) close(store->wake);
     pllm_device_close(store->device_own);
+    pthread_mutex_destroy(&store->tell_lock);
     pthread_mutex_destroy(&store->lock);
     pllm_free(store->context, store);
 }

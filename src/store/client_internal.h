@@ -1,13 +1,15 @@
 /* client_internal.h - what the client's files share (client.c: the connection; client_tensor.c:
  * tensors; client_names.c: names and events).
  *
- * One lock, taken by every call: it guards the socket, the tables and the packets. Nothing waits
- * under it but for the daemon's answer, whose time is bounded. A fence is waited for without it. */
+ * Locks. `lock` guards the socket, the tables and the packets; under it the daemon's answer is
+ * waited for, for a bounded time, and the device is called. `tell_lock`, taken after it, guards
+ * what a stream needs for its signal and a waiter for its fence, and is held for moments: a stream
+ * that waited for `lock` could wait for a device call that waits for the stream. What is of both
+ * locks is written under both and read under either. A fence is waited for without a lock. */
 #ifndef PLLM_STORE_CLIENT_INTERNAL_H
 #define PLLM_STORE_CLIENT_INTERNAL_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include "device/device.h"
 #include "store/board.h"
 #include "store/wire.h"
@@ -26,18 +28,22 @@ typedef struct client_mapping { /* where a tensor's memory is in this process */
 
 struct pllm_store_tensor { /* one way (reading, writing) of having a tensor open */
     pllm_store *store;
-    pllm_store_tensor *next;   /* in its bucket */
-    uint32_t open_count;       /* handles given out for it, all this pointer */
-    uint32_t writable, stale;  /* stale: lost with a daemon */
-    atomic_uint pending_count; /* signals that streams will give */
-    uint64_t signalled;        /* the greatest value that a stream gave: the daemon may have died
-                                  before it took it */
+    pllm_store_tensor *next; /* in its bucket */
+    uint32_t open_count;     /* handles given out for it, all this pointer */
+    uint32_t writable;
+    uint64_t bytes;
+    uint64_t renames; /* the board's count when name was known to be right */
+    client_mapping mapping;
+    /* of both locks */
+    uint32_t stale; /* lost with a daemon */
     uint32_t slot;
     uint64_t generation;
     pllm_board *board; /* on which that is: of the daemon that knew it last */
-    uint64_t renames;  /* the board's count when name was known to be right */
     pllm_store_info info;
-    client_mapping mapping;
+    /* of tell_lock */
+    uint32_t pending_count; /* signals that streams will give */
+    uint64_t signalled;     /* the greatest that a stream gave, heard or not */
+    uint64_t offered;       /* what this daemon heard of it with its offer */
 };
 
 typedef struct client_late { /* a question that was given up: its answer may come yet */
@@ -50,8 +56,13 @@ struct pllm_store {
     pllm_device *device_own; /* closed with us */
     char path[108];
     uint32_t timeout_ms;
+    int path_usual; /* nobody named it: who is at its other end has to be asked */
+
+    pthread_mutex_t tell_lock;
+    int tell_fd; /* of both locks: fd once hello is said and all is offered; else -1 */
 
     pthread_mutex_t lock; /* of all below */
+    uint64_t looked_ns;   /* when the socket was looked at without a question */
     int fd;               /* -1: not connected */
     int wake;             /* an event descriptor: events were queued while a call waited */
     uint32_t request, device_index;
@@ -61,7 +72,7 @@ struct pllm_store {
     pllm_store_tensor *buckets[CLIENT_BUCKETS];
     client_late late[CLIENT_LATE];
     uint32_t late_count;
-    uint32_t unoffered, offering; /* tensors whose offer is to be repeated; it is going on */
+    uint32_t unoffered; /* tensors whose offer is to be repeated */
     uint64_t offer_again_ns, offer_until_ns;
     int watching;
     uint32_t watch;
@@ -75,9 +86,13 @@ struct pllm_store {
 };
 
 /* store->out as prepared (op and fields) is asked, connecting first if need be; the answer is
- * store->in, its descriptors received. Locked. Errors: the daemon's own, with its sentence; EIO,
- * ETIMEDOUT. After an error there are no descriptors. */
-int pllm_store_ask(pllm_store *store, uint32_t op, const int *fds);
+ * store->in, its descriptors received. about (may be NULL): the tensor whose numbers the question
+ * holds: they may be others after connecting, and are filled in here; so is CREATE's device.
+ * Locked. Errors: the daemon's own, with its sentence; EIO, ETIMEDOUT, ESTALE (about). After an
+ * error there are no descriptors. */
+int pllm_store_ask(pllm_store *store, uint32_t op, const pllm_store_tensor *about);
+/* The same on the connection that there is, with descriptors: while connecting. */
+int pllm_store_ask_here(pllm_store *store, uint32_t op, const int *fds);
 /* The same without an answer, and without connecting: for what a broken connection says by itself.
  */
 int pllm_store_tell(pllm_store *store, uint32_t op);
@@ -86,6 +101,15 @@ int pllm_store_connected(pllm_store *store); /* connects if it is not; offers wh
 /* Takes in a packet that is there already, without waiting: OK, EBUSY (bare: none), EIO. */
 int pllm_store_take_event(pllm_store *store);
 void pllm_store_event_add(pllm_store *store, const pllm_wire_message *message);
+/* Looks at the socket, unless that was done a moment ago, and connects again if the daemon went:
+ * for calls that ask nothing. Its failure is nothing. Locked. */
+void pllm_store_look(pllm_store *store);
+/* Once tell_fd is there: signals that streams gave while it was not. */
+void pllm_store_signals_again(pllm_store *store);
+/* The answer to an offer or a creation: its info, and the bucket of the name in it. */
+void pllm_store_entry_name(pllm_store *store, pllm_store_tensor *tensor, uint64_t renames);
+void pllm_store_entry_unlink(pllm_store *store, pllm_store_tensor *tensor);
+int pllm_store_fail_stale(const pllm_store_tensor *tensor); /* either lock held */
 /* client_offer.c: what an earlier daemon knew is offered to the one there is; what this one knew
  * went with the connection before. */
 int pllm_store_offer_all(pllm_store *store, int reconnected);

@@ -72,7 +72,9 @@ int pllm_store_list(pllm_store *store, const char *prefix,
         store->out.list.prefix = pllm_store_text(prefix);
         status = pllm_store_ask(store, PLLM_WIRE_LIST, NULL);
         if (status < 0) break;
-        cursor = store->in.listing.next;
+        if (store->in.listing.next && store->in.listing.next <= cursor)
+            status = pllm_fail(PLLM_EINVAL, 0, "the daemon's list goes round in circles");
+        cursor = status < 0 ? 0 : store->in.listing.next;
         pllm_wire_info wire;
         for (uint32_t at = 0; !stop && pllm_wire_list_next(&store->in, &at, &wire);) {
             pllm_store_info info;
@@ -131,11 +133,17 @@ void pllm_store_event_add(pllm_store *store, const pllm_wire_message *message)
     copy_name(event->name_before, message->event.name_before);
 }
 
-static int watch_ask(pllm_store *store)
+static int ask_anywhere(pllm_store *store, uint32_t op, const int *fds)
+{
+    (void)fds;
+    return pllm_store_ask(store, op, NULL);
+}
+
+static int watch_ask(pllm_store *store, int (*ask)(pllm_store *, uint32_t, const int *))
 {
     memset(&store->out, 0, sizeof store->out);
     store->out.watch.prefix = pllm_store_text(store->watch_prefix);
-    int status = pllm_store_ask(store, PLLM_WIRE_WATCH, NULL);
+    int status = ask(store, PLLM_WIRE_WATCH, NULL);
     if (status == PLLM_OK) store->watch = store->in.watch.watch;
     return status;
 }
@@ -143,7 +151,12 @@ static int watch_ask(pllm_store *store)
 int pllm_store_watch_again(pllm_store *store)
 {
     event_place(store)->kinds |= PLLM_STORE_EVENT_LOST;
-    return watch_ask(store);
+    int status = watch_ask(store, pllm_store_ask_here);
+    if (status == PLLM_OK || store->fd < 0) return status;
+    pllm_log(store->context, PLLM_LOG_WARN, "nothing is watched any more: %s",
+             pllm_last_error()->text);
+    store->watching = 0; /* the tensors are worth more: the connection stays */
+    return PLLM_OK;
 }
 
 int pllm_store_watch(pllm_store *store, const char *prefix)
@@ -163,7 +176,7 @@ int pllm_store_watch(pllm_store *store, const char *prefix)
     memset(store->events, 0, sizeof store->events);
     if (status == PLLM_OK && prefix) {
         snprintf(store->watch_prefix, sizeof store->watch_prefix, "%s", prefix);
-        status = watch_ask(store);
+        status = watch_ask(store, ask_anywhere);
         store->watching = status == PLLM_OK;
     }
     return pllm_store_unlock(store, status);
@@ -188,6 +201,8 @@ static int event_take(pllm_store *store, pllm_store_event *event, int *fd_out)
         store->event_first = (store->event_first + 1) % CLIENT_EVENTS;
         store->event_count--;
         status = 1;
+        uint64_t one = 1; /* another thread may wait for the next one */
+        if (store->event_count) (void)!write(store->wake, &one, sizeof one);
     }
     *fd_out = store->fd;
     return pllm_store_unlock(store, status);

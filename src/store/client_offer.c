@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "base/clock.h"
 #include "store/client_internal.h"
+#include "store/names.h"
 
 enum { AGAIN_MS = 20, UNTIL_MS = 5000 };
 
@@ -33,7 +34,6 @@ static int offer_prepare(pllm_store *store, const pllm_store_tensor *tensor,
     offer->writable = tensor->writable;
     offer->fence_epoch = words->fence_epoch;
     offer->fence_value = words->fence_value;
-    if (tensor->signalled > offer->fence_value) offer->fence_value = tensor->signalled;
     offer->old_generation = tensor->generation;
     store->out.offer.name = pllm_store_text(info->name);
     store->out.offer.offset = m->offset;
@@ -51,11 +51,32 @@ static int offer_prepare(pllm_store *store, const pllm_store_tensor *tensor,
     return PLLM_OK;
 }
 
+static void stale_set(pllm_store *store, pllm_store_tensor *tensor)
+{
+    pthread_mutex_lock(&store->tell_lock);
+    tensor->stale = 1;
+    pthread_mutex_unlock(&store->tell_lock);
+}
+
 static void lose(pllm_store *store, pllm_store_tensor *tensor, const char *why)
 {
     pllm_log(store->context, PLLM_LOG_WARN, "tensor %s is lost with its daemon: %s",
              tensor->info.name, why);
-    tensor->stale = 1;
+    stale_set(store, tensor);
+}
+
+/* The daemon at the other end counts it: store->in says under which numbers and name. */
+static void moved(pllm_store *store, pllm_store_tensor *tensor, uint64_t offered)
+{
+    pllm_store_entry_unlink(store, tensor);
+    pthread_mutex_lock(&store->tell_lock);
+    tensor->slot = store->in.tensor.info.slot;
+    tensor->generation = store->in.tensor.info.generation;
+    tensor->board = store->board;
+    tensor->offered = offered;
+    pthread_mutex_unlock(&store->tell_lock);
+    /* It may be renamed before we look at the board: by name it is asked for once more. */
+    pllm_store_entry_name(store, tensor, UINT64_MAX);
 }
 
 static int offer_one(pllm_store *store, pllm_store_tensor *tensor)
@@ -64,19 +85,22 @@ static int offer_one(pllm_store *store, pllm_store_tensor *tensor)
     pllm_board_words words;
     /* A legacy handle dies with its process; what the daemon had ended must not come back. */
     if (tensor->mapping.legacy ||
-        pllm_board_read(tensor->board, tensor->slot, tensor->generation, &words) < 0 ||
-        offer_prepare(store, tensor, &words, fds) < 0) {
-        tensor->stale = 1;
+        pllm_board_read(tensor->board, tensor->slot, tensor->generation, &words) < 0) {
+        stale_set(store, tensor);
         return PLLM_OK;
     }
-    int status = pllm_store_ask(store, PLLM_WIRE_OFFER, fds);
+    /* Streams may have signalled while there was no daemon to hear it. */
+    pthread_mutex_lock(&store->tell_lock);
+    if (tensor->signalled > words.fence_value) words.fence_value = tensor->signalled;
+    pthread_mutex_unlock(&store->tell_lock);
+    if (offer_prepare(store, tensor, &words, fds) < 0) {
+        lose(store, tensor, pllm_last_error()->text);
+        return PLLM_OK;
+    }
+    int status = pllm_store_ask_here(store, PLLM_WIRE_OFFER, fds);
     for (uint32_t i = 0; i < tensor->mapping.piece_count; i++) close(fds[i]);
     if (status == PLLM_OK) {
-        tensor->slot = store->in.tensor.info.slot;
-        tensor->generation = store->in.tensor.info.generation;
-        tensor->board = store->board;
-        tensor->renames = pllm_board_renames(store->board);
-        pllm_store_info_of(&store->in.tensor.info, &tensor->info);
+        moved(store, tensor, words.fence_value);
         return PLLM_OK;
     }
     if (store->fd < 0) return status; /* it went again: the next one is offered all of this */
@@ -88,15 +112,34 @@ static int offer_one(pllm_store *store, pllm_store_tensor *tensor)
     return PLLM_OK;
 }
 
+/* The daemon lives and has dropped us. To it this process still has the memory mapped, so that this
+ * is what it was, if the tensor is still there. */
+static int redeem_one(pllm_store *store, pllm_store_tensor *tensor)
+{
+    char token[PLLM_STORE_TOKEN_BYTES];
+    memset(&store->out, 0, sizeof store->out);
+    store->out.open.writable = tensor->writable;
+    store->out.open.kept_generation = tensor->generation;
+    store->out.open.name =
+        pllm_store_text(pllm_store_token_text(tensor->slot, tensor->generation, token));
+    int status = pllm_store_ask_here(store, PLLM_WIRE_REDEEM, NULL);
+    if (status < 0 && store->fd < 0) return status;
+    if (status == PLLM_OK)
+        moved(store, tensor, 0);
+    else
+        stale_set(store, tensor);
+    return PLLM_OK;
+}
+
 static int offer_each(pllm_store *store, int reconnected)
 {
     const uint64_t epoch = pllm_board_epoch(store->board);
     for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
-        for (pllm_store_tensor *t = store->buckets[i]; t; t = t->next) {
+        for (pllm_store_tensor *t = store->buckets[i], *next; t; t = next) {
+            next = t->next; /* its name may be another, and so its bucket */
             if (t->stale) continue;
             int same = pllm_board_epoch(t->board) == epoch, status = PLLM_OK;
-            /* It lives and has dropped us: what we held may be somebody else's by now. */
-            if (same && reconnected) t->stale = 1;
+            if (same && reconnected) status = redeem_one(store, t);
             if (!same) status = offer_one(store, t);
             if (status < 0) return status;
         }
@@ -107,10 +150,8 @@ int pllm_store_offer_all(pllm_store *store, int reconnected)
 {
     const uint64_t now = pllm_clock_ns();
     if (reconnected) store->offer_until_ns = now + UNTIL_MS * UINT64_C(1000000);
-    store->offering = 1; /* asking does not begin this again */
     store->unoffered = 0;
     int status = offer_each(store, reconnected);
-    store->offering = 0;
     store->offer_again_ns = now + AGAIN_MS * UINT64_C(1000000);
     return status;
 }

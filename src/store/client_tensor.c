@@ -4,12 +4,15 @@
  * Tensors of one store are in buckets by name, one entry for each way (reading, writing) a tensor
  * is open. An entry may be given again without asking as long as the board still shows its
  * generation and nothing was renamed since. */
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "base/clock.h"
 #include "device/cuda.h"
 #include "store/client_internal.h"
+#include "store/names.h"
 
 /* ---- memory ---- */
 
@@ -76,16 +79,32 @@ static int legacy_open(pllm_store *store, const pllm_wire_layout *layout, uint64
                      (unsigned long long)whole);
 }
 
-static int mapping_make(pllm_store *store, const pllm_wire_layout *layout, uint64_t bytes,
-                        uint32_t writable, client_mapping *m)
+/* Nobody reads beyond a tensor's memory because a daemon errs. */
+static int layout_check(const pllm_wire_info *info, const pllm_wire_layout *layout)
 {
-    int status;
+    uint64_t bytes, total = 0;
+    int status =
+        pllm_store_shape_bytes(info->spec.dtype, info->spec.rank, info->spec.shape, &bytes);
+    if (status < 0) return status;
+    int wrong = bytes != info->bytes;
+    for (uint32_t i = 0; i < layout->piece_count; i++)
+        wrong |= __builtin_add_overflow(total, layout->pieces[i], &total);
+    if (!layout->legacy) /* else its allocation will say */
+        wrong |= layout->offset > total || bytes > total - layout->offset;
+    if (!wrong) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0,
+                     "the daemon sent a tensor of %llu bytes that does not lie in its memory",
+                     (unsigned long long)info->bytes);
+}
+
+static int mapping_make(pllm_store *store, const pllm_wire_info *info,
+                        const pllm_wire_layout *layout, uint32_t writable, client_mapping *m)
+{
     memset(m, 0, sizeof *m);
-    if (layout->legacy) {
-        status = legacy_open(store, layout, bytes, m);
-    } else {
-        status = pieces_map(store, layout, writable, m);
-    }
+    int status = layout_check(info, layout);
+    if (status == PLLM_OK)
+        status = layout->legacy ? legacy_open(store, layout, info->bytes, m)
+                                : pieces_map(store, layout, writable, m);
     pllm_store_received_close(store);
     return status;
 }
@@ -112,7 +131,7 @@ static void entry_link(pllm_store *store, pllm_store_tensor *tensor)
     *bucket = tensor;
 }
 
-static void entry_unlink(pllm_store *store, pllm_store_tensor *tensor)
+void pllm_store_entry_unlink(pllm_store *store, pllm_store_tensor *tensor)
 {
     pllm_store_tensor **at = bucket_of(store, tensor->info.name);
     while (*at != tensor) at = &(*at)->next;
@@ -124,12 +143,17 @@ static int is_valid(const pllm_store_tensor *tensor)
     return !tensor->stale && pllm_board_valid(tensor->board, tensor->slot, tensor->generation);
 }
 
-/* The one that name means, open that way, if that is sure without asking. */
+/* The one that name means, open that way, if that is sure without asking. What is sealed is opened
+ * for writing no more. */
 static pllm_store_tensor *entry_by_name(pllm_store *store, const char *name, uint32_t writable)
 {
+    pllm_board_words words;
     for (pllm_store_tensor *t = *bucket_of(store, name); t; t = t->next)
-        if (t->writable == writable && t->board == store->board && is_valid(t) &&
-            t->renames == pllm_board_renames(store->board) && !strcmp(t->info.name, name))
+        if (t->writable == writable && t->board == store->board && !t->stale &&
+            !strcmp(t->info.name, name) &&
+            pllm_board_read(t->board, t->slot, t->generation, &words) == PLLM_OK &&
+            !(writable && words.flags & PLLM_STORE_FLAG_SEALED) &&
+            t->renames == pllm_board_renames(t->board))
             return t;
     return NULL;
 }
@@ -196,6 +220,15 @@ void pllm_store_tell_unmapped(pllm_store *store, uint32_t slot, uint64_t generat
     (void)pllm_store_tell(store, PLLM_WIRE_UNMAPPED);
 }
 
+void pllm_store_entry_name(pllm_store *store, pllm_store_tensor *tensor, uint64_t renames)
+{
+    pthread_mutex_lock(&store->tell_lock);
+    pllm_store_info_of(&store->in.tensor.info, &tensor->info);
+    pthread_mutex_unlock(&store->tell_lock);
+    tensor->renames = renames;
+    entry_link(store, tensor);
+}
+
 /* The answer to CREATE, OPEN or REDEEM becomes an entry, or one more opening of one. */
 static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t renames,
                              pllm_store_tensor **tensor_out)
@@ -207,14 +240,14 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
     pllm_store_tensor *tensor = entry_by_generation(store, generation, (int)writable);
     if (tensor) { /* open already, under another name then: one reference is enough */
         pllm_store_received_close(store);
-        entry_unlink(store, tensor);
+        pllm_store_entry_unlink(store, tensor);
         given_back = 1;
     } else {
         tensor = pllm_alloc(store->context, sizeof *tensor);
         if (!tensor) status = pllm_fail_memory("an open tensor", sizeof *tensor);
         if (status == PLLM_OK)
-            status = mapping_make(store, &store->in.tensor.layout, info->bytes, writable,
-                                  &tensor->mapping);
+            status =
+                mapping_make(store, info, &store->in.tensor.layout, writable, &tensor->mapping);
         if (status < 0) {
             const pllm_error error = *pllm_last_error(); /* telling may fill another */
             pllm_free(store->context, tensor);
@@ -229,14 +262,25 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
         tensor->slot = slot;
         tensor->generation = generation;
         tensor->board = store->board;
+        tensor->bytes = info->bytes;
     }
-    pllm_store_info_of(info, &tensor->info);
-    tensor->renames = renames;
+    pllm_store_entry_name(store, tensor, renames);
     tensor->open_count++;
-    entry_link(store, tensor);
     *tensor_out = tensor;
     if (given_back) pllm_store_tell_close(store, slot, generation, writable);
     return PLLM_OK;
+}
+
+/* Asks for a tensor. Renames are counted before the daemon looks; if another one than that did,
+ * its count is not known. */
+static int ask_tensor(pllm_store *store, uint32_t op, uint32_t writable,
+                      pllm_store_tensor **tensor_out)
+{
+    const pllm_board *board = store->board;
+    uint64_t renames = pllm_board_renames(board);
+    int status = pllm_store_ask(store, op, NULL);
+    if (store->board != board) renames = UINT64_MAX;
+    return status < 0 ? status : entry_from_answer(store, writable, renames, tensor_out);
 }
 
 static int check_call(const pllm_store *store, const char *name, const void *result)
@@ -265,7 +309,6 @@ int pllm_store_create(pllm_store *store, const char *name, const pllm_store_spec
         status = pllm_store_shape_bytes(spec->dtype, spec->rank, spec->shape, &bytes);
     if (status < 0) return status;
     pllm_store_lock(store);
-    status = pllm_store_connected(store);
     memset(&store->out, 0, sizeof store->out);
     pllm_wire_spec *to = &store->out.create.spec;
     to->dtype = spec->dtype;
@@ -275,26 +318,16 @@ int pllm_store_create(pllm_store *store, const char *name, const pllm_store_spec
     to->flags = spec->flags & ~(uint32_t)PLLM_STORE_LEGACY;
     memcpy(to->shape, spec->shape, spec->rank * sizeof *to->shape);
     store->out.create.name = pllm_store_text(name);
-    if (status == PLLM_OK) {
-        to->device = store->device_index;
-        uint64_t renames = pllm_board_renames(store->board);
-        status = pllm_store_ask(store, PLLM_WIRE_CREATE, NULL);
-        if (status == PLLM_OK) status = entry_from_answer(store, 1, renames, tensor_out);
-    }
-    return pllm_store_unlock(store, status);
+    return pllm_store_unlock(store, ask_tensor(store, PLLM_WIRE_CREATE, 1, tensor_out));
 }
 
 static int open_by(pllm_store *store, uint32_t op, const char *name, uint32_t writable,
                    pllm_store_tensor **tensor_out)
 {
-    int status = pllm_store_connected(store);
-    if (status < 0) return status;
     memset(&store->out, 0, sizeof store->out);
     store->out.open.writable = writable;
     store->out.open.name = pllm_store_text(name);
-    uint64_t renames = pllm_board_renames(store->board); /* before the daemon looks */
-    status = pllm_store_ask(store, op, NULL);
-    return status < 0 ? status : entry_from_answer(store, writable, renames, tensor_out);
+    return ask_tensor(store, op, writable, tensor_out);
 }
 
 int pllm_store_open_tensor(pllm_store *store, const char *name, uint32_t writable,
@@ -305,6 +338,7 @@ int pllm_store_open_tensor(pllm_store *store, const char *name, uint32_t writabl
     *tensor_out = NULL;
     writable = writable != 0;
     pllm_store_lock(store);
+    pllm_store_look(store);
     pllm_store_tensor *tensor = entry_by_name(store, name, writable);
     if (tensor) {
         tensor->open_count++;
@@ -329,7 +363,7 @@ int pllm_store_redeem(pllm_store *store, const char *token, uint32_t writable,
 /* Unmaps the entry, frees it, and tells the daemon what that gives back. */
 static void entry_close(pllm_store *store, pllm_store_tensor *tensor)
 {
-    entry_unlink(store, tensor);
+    pllm_store_entry_unlink(store, tensor);
     mapping_undo(store, &tensor->mapping);
     if (!tensor->stale && tensor->board == store->board) {
         pllm_store_tell_close(store, tensor->slot, tensor->generation, tensor->writable);
@@ -345,9 +379,12 @@ int pllm_store_close_tensor(pllm_store_tensor *tensor)
     pllm_store *store = tensor->store;
     int status = PLLM_OK;
     pllm_store_lock(store);
+    pthread_mutex_lock(&store->tell_lock);
+    const uint32_t pending_count = tensor->pending_count;
+    pthread_mutex_unlock(&store->tell_lock);
     if (tensor->open_count > 1)
         tensor->open_count--;
-    else if (atomic_load(&tensor->pending_count))
+    else if (pending_count)
         status = pllm_fail(PLLM_EBUSY, 0,
                            "a stream has still a signal of tensor %s to give: synchronise it first",
                            tensor->info.name);
@@ -387,20 +424,32 @@ void *pllm_store_tensor_data(const pllm_store_tensor *tensor)
 
 uint64_t pllm_store_tensor_bytes(const pllm_store_tensor *tensor)
 {
-    return tensor->info.bytes;
+    return tensor->bytes;
 }
 
-static int fail_stale(const pllm_store_tensor *tensor)
+int pllm_store_fail_stale(const pllm_store_tensor *tensor)
 {
     return pllm_fail(PLLM_ESTALE, 0, "tensor %s was deleted, or lost with its daemon",
                      tensor->info.name);
 }
 
+/* For calls that ask nothing: a daemon that came back is noticed, unless another thread is asking
+ * something, and will notice it. */
+static void look(pllm_store *store)
+{
+    if (pthread_mutex_trylock(&store->lock) != 0) return;
+    pllm_store_look(store);
+    pthread_mutex_unlock(&store->lock);
+}
+
 int pllm_store_tensor_valid(const pllm_store_tensor *tensor)
 {
-    pllm_store_lock(tensor->store);
-    int status = is_valid(tensor) ? PLLM_OK : fail_stale(tensor);
-    return pllm_store_unlock(tensor->store, status);
+    pllm_store *store = tensor->store;
+    look(store);
+    pthread_mutex_lock(&store->tell_lock);
+    int status = is_valid(tensor) ? PLLM_OK : pllm_store_fail_stale(tensor);
+    pthread_mutex_unlock(&store->tell_lock);
+    return status;
 }
 
 /* ---- order ---- */
@@ -410,12 +459,21 @@ typedef struct stream_signal { /* what a stream will tell; freed when it has */
     uint64_t value;
 } stream_signal;
 
-static void signal_prepare(pllm_store *store, const pllm_store_tensor *tensor, uint64_t value)
+/* Without `lock`, and so without its packets. A connection that takes nothing is broken off: the
+ * next who asks finds it so. tell_lock held. */
+static void signal_tell(pllm_store *store, const pllm_store_tensor *tensor, uint64_t value)
 {
-    memset(&store->out, 0, sizeof store->out);
-    store->out.handle.slot = tensor->slot;
-    store->out.handle.generation = tensor->generation;
-    store->out.handle.value = value;
+    if (store->tell_fd < 0 || tensor->stale || tensor->board != store->board) return;
+    pllm_wire_message out;
+    uint8_t packet[128];
+    memset(&out, 0, offsetof(pllm_wire_message, handle) + sizeof out.handle);
+    out.op = PLLM_WIRE_SIGNAL;
+    out.handle.slot = tensor->slot;
+    out.handle.generation = tensor->generation;
+    out.handle.value = value;
+    int bytes = pllm_wire_encode(&out, packet, sizeof packet);
+    if (bytes < 0 || pllm_wire_send(store->tell_fd, packet, (size_t)bytes, NULL, 0, 0) < 0)
+        (void)shutdown(store->tell_fd, SHUT_RDWR);
 }
 
 static void signal_from_stream(void *user)
@@ -423,14 +481,45 @@ static void signal_from_stream(void *user)
     stream_signal *signal = user;
     pllm_store_tensor *tensor = signal->tensor;
     pllm_store *store = tensor->store;
-    pllm_store_lock(store);
-    signal_prepare(store, tensor, signal->value);
-    if (signal->value > tensor->signalled) tensor->signalled = signal->value;
-    if (!tensor->stale && tensor->board == store->board)
-        (void)pllm_store_tell(store, PLLM_WIRE_SIGNAL);
-    atomic_fetch_sub(&tensor->pending_count, 1); /* the last touch of the tensor */
-    pthread_mutex_unlock(&store->lock);
+    const pllm_context *context = store->context;
+    const uint64_t value = signal->value;
+    pthread_mutex_lock(&store->tell_lock);
+    /* Where no daemon hears it, the next one is told. */
+    if (value > tensor->signalled) tensor->signalled = value;
+    signal_tell(store, tensor, value);
+    tensor->pending_count--; /* the last touch of the tensor */
+    pthread_mutex_unlock(&store->tell_lock);
+    pllm_free(context, signal); /* the store may be closed by now */
+}
+
+void pllm_store_signals_again(pllm_store *store)
+{
+    pthread_mutex_lock(&store->tell_lock);
+    for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
+        for (pllm_store_tensor *t = store->buckets[i]; t; t = t->next)
+            if (t->signalled > t->offered) signal_tell(store, t, t->signalled);
+    pthread_mutex_unlock(&store->tell_lock);
+}
+
+static void pending_add(pllm_store_tensor *tensor, uint32_t more)
+{
+    pthread_mutex_lock(&tensor->store->tell_lock);
+    tensor->pending_count += more; /* UINT32_MAX: one less */
+    pthread_mutex_unlock(&tensor->store->tell_lock);
+}
+
+static int signal_in_stream(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t value)
+{
+    pllm_store *store = tensor->store;
+    stream_signal *signal = pllm_alloc(store->context, sizeof *signal);
+    if (!signal) return pllm_fail_memory("a signal", sizeof *signal);
+    *signal = (stream_signal){tensor, value};
+    pending_add(tensor, 1);
+    int status = store->device->ops->stream_call(store->device, stream, signal_from_stream, signal);
+    if (status == PLLM_OK) return PLLM_OK;
+    pending_add(tensor, UINT32_MAX);
     pllm_free(store->context, signal);
+    return status;
 }
 
 int pllm_store_signal(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t value)
@@ -438,96 +527,83 @@ int pllm_store_signal(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t v
     pllm_store *store = tensor->store;
     if (!tensor->writable)
         return pllm_fail(PLLM_EPERM, 0,
-                         "tensor %s is open for reading: who signals has it open "
-                         "for writing",
-                         tensor->info.name);
+                         "this tensor is open for reading: who signals has it open for writing");
     if (value == UINT64_MAX)
         return pllm_fail(PLLM_EINVAL, 0, "a fence's value is at most 2^64 - 2");
     int status = pllm_store_tensor_valid(tensor);
     if (status < 0) return status;
-    if (stream) {
-        stream_signal *signal = pllm_alloc(store->context, sizeof *signal);
-        if (!signal) return pllm_fail_memory("a signal", sizeof *signal);
-        *signal = (stream_signal){tensor, value};
-        atomic_fetch_add(&tensor->pending_count, 1);
-        status = store->device->ops->stream_call(store->device, stream, signal_from_stream, signal);
-        if (status == PLLM_OK) return PLLM_OK;
-        atomic_fetch_sub(&tensor->pending_count, 1);
-        pllm_free(store->context, signal);
-        return status;
-    }
+    if (stream) return signal_in_stream(tensor, stream, value);
     pllm_store_lock(store);
-    status = pllm_store_connected(store); /* numbers may be new ones after this */
-    signal_prepare(store, tensor, value);
-    if (status == PLLM_OK && tensor->stale) status = fail_stale(tensor);
-    if (status == PLLM_OK && tensor->board != store->board)
-        status =
-            pllm_fail(PLLM_EIO, 0, "the new daemon has not taken over tensor %s yet: try again",
-                      tensor->info.name);
-    if (status == PLLM_OK) status = pllm_store_ask(store, PLLM_WIRE_SIGNAL, NULL);
+    memset(&store->out, 0, sizeof store->out);
+    store->out.handle.value = value;
+    status = pllm_store_ask(store, PLLM_WIRE_SIGNAL, tensor);
     return pllm_store_unlock(store, status);
 }
 
-/* Where the tensor's words are now; ESTALE. Connects again if the daemon went. */
-static int fence_where(pllm_store_tensor *tensor, const pllm_board **board_out, uint32_t *slot_out,
-                       uint64_t *generation_out)
+typedef struct fence_place { /* where a tensor's words are */
+    const pllm_board *board;
+    uint32_t slot;
+    uint64_t generation;
+} fence_place;
+
+/* As far as is known here. ESTALE (bare). */
+static int fence_where(const pllm_store_tensor *tensor, fence_place *place)
 {
-    pllm_store *store = tensor->store;
-    pllm_store_lock(store);
-    /* A daemon that is away may come back before the caller's time is over. */
-    while (store->fd >= 0 && pllm_store_take_event(store) == PLLM_OK) continue;
-    (void)pllm_store_connected(store);
-    *board_out = tensor->board;
-    *slot_out = tensor->slot;
-    *generation_out = tensor->generation;
-    return pllm_store_unlock(store, tensor->stale ? PLLM_ESTALE : PLLM_OK);
+    pthread_mutex_lock(&tensor->store->tell_lock);
+    *place = (fence_place){tensor->board, tensor->slot, tensor->generation};
+    int status = tensor->stale ? PLLM_ESTALE : PLLM_OK;
+    pthread_mutex_unlock(&tensor->store->tell_lock);
+    return status;
+}
+
+static int fence_fail(const pllm_store_tensor *tensor, int status, uint64_t value,
+                      uint32_t timeout_ms)
+{
+    pthread_mutex_lock(&tensor->store->tell_lock); /* of the name */
+    if (status == PLLM_ESTALE)
+        (void)pllm_store_fail_stale(tensor);
+    else if (status == PLLM_ECANCELED)
+        (void)pllm_fail(status, 0, "the producer of tensor %s is gone", tensor->info.name);
+    else
+        (void)pllm_fail(status, 0, "the fence of tensor %s did not reach %llu within %u ms",
+                        tensor->info.name, (unsigned long long)value, timeout_ms);
+    pthread_mutex_unlock(&tensor->store->tell_lock);
+    return status;
 }
 
 int pllm_store_wait(pllm_store_tensor *tensor, uint64_t value, uint32_t timeout_ms)
 {
-    const uint64_t slice = 100 * UINT64_C(1000000);
-    uint64_t end = pllm_clock_ns() + timeout_ms * UINT64_C(1000000), now;
-    const pllm_board *board;
-    uint32_t slot;
-    uint64_t generation;
-    pllm_store *store = tensor->store;
     /* Mostly the value is there, or comes soon: the socket is looked at only after a slice. */
-    pllm_store_lock(store);
-    board = tensor->board;
-    slot = tensor->slot;
-    generation = tensor->generation;
-    int status = pllm_store_unlock(store, tensor->stale ? PLLM_ESTALE : PLLM_OK);
+    const uint64_t slice = 100 * UINT64_C(1000000);
+    const uint64_t end = pllm_clock_ns() + timeout_ms * UINT64_C(1000000);
+    fence_place at;
+    int status = fence_where(tensor, &at);
     while (status == PLLM_OK) {
-        now = pllm_clock_ns();
-        uint64_t left = end > now ? end - now : 0;
-        status = pllm_board_wait(board, slot, generation, value, left < slice ? left : slice);
+        uint64_t now = pllm_clock_ns(), left = end > now ? end - now : 0;
+        status =
+            pllm_board_wait(at.board, at.slot, at.generation, value, left < slice ? left : slice);
         if (status == PLLM_OK) return PLLM_OK;
-        if (status == PLLM_ESTALE || (status == PLLM_ETIMEDOUT && pllm_clock_ns() < end)) {
-            const uint64_t before = generation;
-            int where = fence_where(tensor, &board, &slot, &generation);
-            if (status == PLLM_ETIMEDOUT || generation != before) status = where;
-        }
+        if (status == PLLM_ECANCELED) break;
+        /* The daemon may have gone, and another have taken the tensor over. */
+        const fence_place before = at;
+        look(tensor->store);
+        int where = fence_where(tensor, &at);
+        const int moved = at.board != before.board || at.generation != before.generation;
+        if (where < 0 || moved || (status == PLLM_ETIMEDOUT && pllm_clock_ns() < end))
+            status = where;
     }
-    if (status == PLLM_ESTALE) return fail_stale(tensor);
-    if (status == PLLM_ECANCELED)
-        return pllm_fail(PLLM_ECANCELED, 0, "the producer of tensor %s is gone", tensor->info.name);
-    return pllm_fail(PLLM_ETIMEDOUT, 0, "the fence of tensor %s did not reach %llu within %u ms",
-                     tensor->info.name, (unsigned long long)value, timeout_ms);
+    return fence_fail(tensor, status, value, timeout_ms);
 }
 
 int pllm_store_fence(const pllm_store_tensor *tensor, uint64_t *value_out)
 {
     pllm_board_words words;
-    pllm_store_lock(tensor->store);
-    int status = tensor->stale
-                     ? PLLM_ESTALE
-                     : pllm_board_read(tensor->board, tensor->slot, tensor->generation, &words);
-    if (status < 0)
-        status = fail_stale(tensor);
-    else if (words.poisoned)
-        status =
-            pllm_fail(PLLM_ECANCELED, 0, "the producer of tensor %s is gone", tensor->info.name);
-    else
-        *value_out = words.fence_value;
-    return pllm_store_unlock(tensor->store, status);
+    fence_place at;
+    look(tensor->store);
+    int status = fence_where(tensor, &at);
+    if (status == PLLM_OK) status = pllm_board_read(at.board, at.slot, at.generation, &words);
+    if (status == PLLM_OK && words.poisoned) status = PLLM_ECANCELED;
+    if (status < 0) return fence_fail(tensor, status, 0, 0);
+    *value_out = words.fence_value;
+    return PLLM_OK;
 }
