@@ -195,6 +195,19 @@ int pllm_redis_private_tend(pllm_redis_private *redis)
     return start(redis);
 }
 
+/* Unless the next one uses them already. */
+static void files_remove(const pllm_redis_private *redis)
+{
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int lock = open(redis->lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (lock < 0 || fcntl(lock, F_SETLK, &whole) == 0) {
+        unlink(redis->socket);
+        unlink(redis->log);
+        unlink(redis->lock);
+    }
+    if (lock >= 0) close(lock);
+}
+
 void pllm_redis_private_close(pllm_redis_private *redis)
 {
     if (!redis) return;
@@ -209,8 +222,6 @@ void pllm_redis_private_close(pllm_redis_private *redis)
             }
         }
     }
-    unlink(redis->socket);
-    unlink(redis->log);
-    unlink(redis->lock);
+    files_remove(redis);
     pllm_free(redis->context, redis);
 }

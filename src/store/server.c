@@ -226,6 +226,8 @@ void pllm_store_server_close(pllm_store_server *server)
     if (server->epoll_fd >= 0) close(server->epoll_fd);
     if (server->wake_fd >= 0) close(server->wake_fd);
     if (server->spare_fd >= 0) close(server->spare_fd);
+    /* The lock last: who starts next must not be met by what this one still undoes in Redis. */
+    if (server->lock_fd >= 0) close(server->lock_fd);
     pllm_free(server->context, server->listing);
     pllm_free(server->context, server->out);
     pllm_free(server->context, server->in);

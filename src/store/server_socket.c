@@ -140,6 +140,5 @@ void pllm_server_unlisten(pllm_store_server *server)
             unlink(server->path);
         close(server->listen_fd);
     }
-    if (server->lock_fd >= 0) close(server->lock_fd); /* and the lock with it */
-    server->listen_fd = server->lock_fd = -1;
+    server->listen_fd = -1;
 }

@@ -44,9 +44,11 @@ typedef struct storm {
     storm_daemon daemon;
     pllm_store *store; /* the driver's own */
     pid_t redis;       /* 0: the daemon's own one */
+    pid_t ending;      /* a daemon that was told to; then how */
+    int ending_how;
     uint64_t random, client_seed;
     char folder[64], ledger[32];
-    uint32_t client_kills, daemon_kills, redis_kills, flushes, cuts, stalls, looks;
+    uint32_t client_kills, daemon_kills, daemon_ends, redis_kills, flushes, cuts, stalls, looks;
 } storm;
 
 static storm the_storm; /* for the one signal handler and the exit path */
@@ -54,8 +56,9 @@ static storm the_storm; /* for the one signal handler and the exit path */
 const char *storm_kind_name(uint32_t kind)
 {
     static const char *const names[STORM_KINDS] = {
-        "connect", "create", "open", "write", "signal", "verify", "close", "delete",  "rename",
-        "seal",    "pin",    "stat", "list",  "watch",  "event",  "wait",  "command", "leave"};
+        "connect", "create", "open",    "write",  "signal", "verify", "close",
+        "delete",  "rename", "seal",    "pin",    "stat",   "list",   "watch",
+        "event",   "wait",   "command", "redeem", "leave"};
     return kind < STORM_KINDS ? names[kind] : "unknown";
 }
 
@@ -202,7 +205,8 @@ static int line_awaited(int fd)
     return there > 7 && memcmp(text, "serving", 7) == 0;
 }
 
-static void daemon_start(storm *s)
+/* 0: there is one still. */
+static int daemon_try(storm *s)
 {
     char ready[24], quota[24], address[200];
     snprintf(ready, sizeof ready, "%llu", (unsigned long long)s->daemon.ready_bytes);
@@ -222,7 +226,7 @@ static void daemon_start(storm *s)
                                      "--ledger-limit",
                                      "1GiB",
                                      "--vram-limit",
-                                     "64MiB",
+                                     "44MiB",
                                      "--host-memory",
                                      "256MiB",
                                      s->redis ? "--redis" : NULL,
@@ -230,7 +234,15 @@ static void daemon_start(storm *s)
                                      NULL};
     int out;
     s->daemon.pid = start(s, arguments, "daemon.log", &out);
-    if (!line_awaited(out)) fail(s, "the daemon does not start");
+    if (line_awaited(out)) return 1;
+    waitpid(s->daemon.pid, NULL, 0);
+    s->daemon.pid = 0;
+    return 0;
+}
+
+static void daemon_start(storm *s)
+{
+    if (!daemon_try(s)) fail(s, "the daemon does not start");
 }
 
 static void redis_start(storm *s)
@@ -253,6 +265,7 @@ static void client_start(storm *s, uint32_t index)
     atomic_store(&place->began_ns, 0);
     place->hold_count = 0;
     atomic_store(&place->holding, 0);
+    atomic_store(&place->other_quiet, 0);
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
@@ -280,6 +293,10 @@ static void reap(storm *s, int replace)
         uint32_t index = place_of(s, pid);
         if (index == s->shared->client_count) {
             if (pid == s->daemon.pid) fail(s, "the daemon ended by itself");
+            if (pid == s->ending) {
+                s->ending = 0;
+                s->ending_how = how;
+            }
             continue; /* a Redis whose daemon was killed, or ours */
         }
         if (!WIFSIGNALED(how) || WTERMSIG(how) != SIGKILL) {
@@ -351,6 +368,26 @@ static void daemon_kill(storm *s)
     trouble_end(s);
 }
 
+/* In order; the next one is started while it ends. */
+static void daemon_replace(storm *s)
+{
+    atomic_store(&s->shared->trouble, 1);
+    s->ending = s->daemon.pid;
+    s->daemon.pid = 0;
+    kill(s->ending, SIGTERM);
+    for (int i = 0; !daemon_try(s); i++) {
+        if (i == 500) fail(s, "no daemon can follow one that was told to end");
+        wait_ms(s, 10);
+    }
+    trouble_end(s);
+    for (int i = 0; s->ending; i++) {
+        if (i == 1000) fail(s, "the daemon that was told to end goes on");
+        wait_ms(s, 10);
+    }
+    if (s->ending_how != 0) fail(s, "the daemon that was told to end failed");
+    s->daemon_ends++;
+}
+
 static void stall(storm *s, pid_t pid, uint32_t ms)
 {
     kill(pid, SIGSTOP);
@@ -395,6 +432,9 @@ static void incident(storm *s, uint32_t what)
         stall(s, s->daemon.pid, STORM_TIMEOUT_MS + 500);
         trouble_end(s);
         break;
+    case 8:
+        daemon_replace(s);
+        break;
     case 6:
         daemon_kill(s);
         redis_kill(s);
@@ -414,7 +454,8 @@ static void quiet(storm *s)
         tend(s, 1);
         waiting = 0;
         for (uint32_t i = 0; i < s->shared->client_count; i++)
-            waiting += atomic_load(&s->shared->places[i].quiet) != phase;
+            waiting += atomic_load(&s->shared->places[i].quiet) != phase ||
+                       atomic_load(&s->shared->places[i].other_quiet) != phase;
     } while (waiting);
 }
 
@@ -445,7 +486,7 @@ static void look(storm *s, int end)
 
 static void storm_round(storm *s, uint32_t round, uint64_t span)
 {
-    static const uint32_t order[] = {7, 0, 1, 2, 0, 3, 4, 6, 5, 2};
+    static const uint32_t order[] = {7, 0, 1, 2, 8, 3, 4, 6, 5, 0};
     uint64_t began = atomic_load(&s->shared->operations), until = began + span;
     uint64_t hit = began + span / 4 + storm_below(&s->random, (uint32_t)(span / 2));
     uint64_t next_kill = began + storm_below(&s->random, 300);
@@ -564,22 +605,27 @@ static void report(const storm *s, FILE *to)
             (unsigned long long)s->options.seed, s->options.clients,
             (unsigned long long)atomic_load(&shared->operations), (unsigned long long)calls);
     fprintf(to,
-            "  \"seconds\": %.1f, \"client_kills\": %u, \"daemon_kills\": %u, \"redis_kills\": %u, "
+            "  \"seconds\": %.1f, \"client_kills\": %u, \"daemon_kills\": %u, \"daemon_ends\": %u, "
+            "\"redis_kills\": %u, "
             "\"redis_flushes\": %u, \"redis_cuts\": %u, \"stalls\": %u, \"looks\": %u,\n",
-            seconds, s->client_kills, s->daemon_kills, s->redis_kills, s->flushes, s->cuts,
-            s->stalls, s->looks);
+            seconds, s->client_kills, s->daemon_kills, s->daemon_ends, s->redis_kills, s->flushes,
+            s->cuts, s->stalls, s->looks);
     fprintf(to,
             "  \"longest_call_ms\": %.1f, \"longest_call_while_nothing_was_away_ms\": %.1f, "
             "\"store_timeout_ms\": %d,\n",
             (double)longest / 1e6, (double)calm / 1e6, STORM_TIMEOUT_MS);
     fprintf(to,
             "  \"contents_checked\": %llu, \"being_written\": %llu, \"not_written_yet\": %llu, "
-            "\"waits_fulfilled\": %llu, \"left_for_doubt\": %llu,\n  \"calls_by_kind\": {",
+            "\"waits_fulfilled\": %llu, \"left_for_doubt\": %llu, \"signals_from_streams\": %llu, "
+            "\"opened_by_second_threads\": %llu, \"spilled_seen\": %llu,\n  \"calls_by_kind\": {",
             (unsigned long long)atomic_load(&shared->checked),
             (unsigned long long)atomic_load(&shared->torn),
             (unsigned long long)atomic_load(&shared->unwritten),
             (unsigned long long)atomic_load(&shared->wait_ok),
-            (unsigned long long)atomic_load(&shared->doubts));
+            (unsigned long long)atomic_load(&shared->doubts),
+            (unsigned long long)atomic_load(&shared->from_streams),
+            (unsigned long long)atomic_load(&shared->by_other_threads),
+            (unsigned long long)atomic_load(&shared->spilled_seen));
     for (uint32_t i = 0; i < STORM_KINDS; i++)
         fprintf(to, "%s\"%s\": [%llu, %llu, %.1f]", i ? ", " : "", storm_kind_name(i),
                 (unsigned long long)atomic_load(&shared->figures[i].calls),

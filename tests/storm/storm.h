@@ -43,6 +43,7 @@ typedef enum storm_kind {
     STORM_EVENT,
     STORM_WAIT,
     STORM_COMMAND, /* through Redis */
+    STORM_REDEEM,  /* what Redis told */
     STORM_LEAVE,   /* the store is closed and opened again */
     STORM_KINDS
 } storm_kind;
@@ -62,8 +63,9 @@ typedef struct storm_hold { /* one reference that a client says it has */
 
 typedef struct storm_place {
     pid_t pid;
-    atomic_uint quiet;   /* the phase for which holds is filled in, again and again */
-    atomic_uint holding; /* odd while it is */
+    atomic_uint quiet;       /* the phase for which holds is filled in, again and again */
+    atomic_uint holding;     /* odd while it is */
+    atomic_uint other_quiet; /* the phase for which the second thread rests */
     atomic_uint_least64_t began_ns, limit_ns; /* of the call going on; 0: none */
     uint32_t ring_at, hold_count;
     storm_op ring[STORM_RING];
@@ -82,7 +84,8 @@ typedef struct storm_shared {
     atomic_uint trouble; /* the daemon is away, or stopped */
     atomic_uint_least64_t trouble_end_ns;
     atomic_uint redis_trouble;
-    atomic_uint_least64_t operations, checked, torn, unwritten, doubts, lost_handles, wait_ok;
+    atomic_uint_least64_t operations, checked, torn, unwritten, doubts, wait_ok, from_streams,
+        by_other_threads, spilled_seen;
     storm_figures figures[STORM_KINDS];
     atomic_int failed;
     char failure[512];

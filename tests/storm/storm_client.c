@@ -2,10 +2,14 @@
  * end.
  *
  * Every call is timed and goes into the ring. What a call may answer is a set; anything else ends
- * the storm. EIO and ETIMEDOUT belong to a daemon that is away: they are allowed only then. */
+ * the storm. EIO and ETIMEDOUT belong to a daemon that is away: they are allowed only then.
+ *
+ * A second thread opens, reads, waits and closes through the same store; some signals are given by
+ * a stream. */
 #include <errno.h>
 #include <hiredis/hiredis.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,8 +37,12 @@ typedef struct storm_self {
     storm_shared *shared;
     storm_place *place;
     pllm_store *store;
+    pllm_device *device;
+    pllm_stream *stream;
+    pthread_t other;
+    atomic_int other_ends;
     redisContext *redis;
-    uint64_t random;
+    uint64_t random, other_random;
     uint32_t handle_count, hold_count, reply_number, watching;
     handle handles[HANDLES_MAX];
     pid_hold holds[PID_HOLDS_MAX];
@@ -114,7 +122,13 @@ static void handle_close(storm_self *self, uint32_t index)
 {
     handle *h = &self->handles[index];
     uint64_t began = begin(self, STORM_CLOSE, h->name, 0);
-    ended(self, began, pllm_store_close_tensor(h->tensor), 0, ALLOWED(PLLM_OK));
+    int status = pllm_store_close_tensor(h->tensor);
+    ended(self, began, status, 0, ALLOWED(PLLM_EBUSY)); /* a signal is to come */
+    if (status == PLLM_EBUSY) {
+        (void)pllm_stream_sync(self->device, self->stream);
+        began = begin(self, STORM_CLOSE, h->name, 0);
+        ended(self, began, pllm_store_close_tensor(h->tensor), 0, ALLOWED(PLLM_OK));
+    }
     self->handles[index] = self->handles[--self->handle_count];
 }
 
@@ -123,7 +137,7 @@ static handle *handle_add(storm_self *self, pllm_store_tensor *tensor, const cha
 {
     handle *h = &self->handles[self->handle_count++];
     *h = (handle){.tensor = tensor, .writable = writable};
-    snprintf(h->name, sizeof h->name, "%s", name);
+    snprintf(h->name, sizeof h->name, "%.23s", name);
     /* The same tensor, open already and not to be written: the new handle is the same. */
     for (uint32_t i = 0; i + 1 < self->handle_count; i++)
         if (self->handles[i].tensor == tensor) h->no_writes |= self->handles[i].no_writes;
@@ -145,8 +159,10 @@ static void write_and_signal(storm_self *self, handle *h)
     int written = storm_content_write(self->shared, h->tensor, h->name, &counter);
     ended(self, began, written ? PLLM_OK : PLLM_EBUSY, 0, ALLOWED(PLLM_EBUSY));
     if (!written || storm_below(&self->random, 10) == 0) return;
+    pllm_stream *stream = storm_below(&self->random, 3) ? NULL : self->stream;
+    if (stream) atomic_fetch_add(&self->shared->from_streams, 1);
     began = begin(self, STORM_SIGNAL, h->name, 0);
-    ended(self, began, pllm_store_signal(h->tensor, NULL, counter), 0,
+    ended(self, began, pllm_store_signal(h->tensor, stream, counter), 0,
           ALLOWED(PLLM_ESTALE, PLLM_ECANCELED));
 }
 
@@ -162,7 +178,7 @@ static void op_create(storm_self *self)
     bytes += storm_below(&self->random, 1000) * 8;
     pllm_store_spec spec = {
         .struct_bytes = sizeof spec, .dtype = PLLM_STORE_U8, .rank = 1, .shape = {bytes}};
-    if (dice % 3 == 0) spec.flags |= PLLM_STORE_KEPT;
+    if (dice % 2 == 0) spec.flags |= PLLM_STORE_KEPT;
     if (dice % 17 == 0) spec.flags |= PLLM_STORE_PINNED;
     if (storm_below(&self->random, 4) == 0) spec.mode = 0640; /* other pieces than the others' */
     name_of(self, name);
@@ -374,6 +390,24 @@ static void command_answered(storm_self *self, const json_t *answer, const char 
     }
 }
 
+/* The text that stands in a hash opens the tensor. */
+static void op_redeem(storm_self *self, const json_t *answer, const char *name)
+{
+    const char *token = json_string_value(json_object_get(answer, "ipc_handle"));
+    uint32_t writable = storm_below(&self->random, 4) == 0;
+    pllm_store_tensor *tensor;
+    if (!token || self->handle_count == HANDLES_MAX) return;
+    uint64_t began = begin(self, STORM_REDEEM, name, 0);
+    int status = pllm_store_redeem(self->store, token, writable, &tensor);
+    ended(self, began, status, 0, ALLOWED(PLLM_ESTALE, PLLM_EPERM, PLLM_ENODEVMEM));
+    if (status < 0) return;
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    pllm_store_tensor_info(tensor, &info);
+    if (info.generation != number_in(answer, "generation"))
+        storm_fail(self->shared, "the handle of %s opened another tensor", name);
+    verify(self, handle_add(self, tensor, info.name, writable));
+}
+
 static void op_command(storm_self *self)
 {
     static const char *const ops[] = {"create", "get", "get", "get", "delete", "delete"};
@@ -412,11 +446,68 @@ static void op_command(storm_self *self)
           ALLOWED(PLLM_ETIMEDOUT));
     if (answer) {
         command_answered(self, answer, op, name, with_pid, writable);
+        if (!with_pid && dice) op_redeem(self, answer, name);
         json_decref(answer);
     } else if (sent && with_pid) { /* nobody knows what we hold now: it goes with us */
         atomic_fetch_add(&self->shared->doubts, 1);
         kill(getpid(), SIGKILL);
     }
+}
+
+/* ---- the second thread ---- */
+
+static void other_operate(storm_self *self)
+{
+    char name[24];
+    pllm_store_tensor *tensor;
+    uint64_t fence = UINT64_MAX, began = pllm_clock_ns();
+    snprintf(name, sizeof name, "s/%02u", storm_below(&self->other_random, STORM_NAMES));
+    int status = pllm_store_open_tensor(self->store, name, 0, &tensor);
+    if (status == PLLM_OK) {
+        atomic_fetch_add(&self->shared->by_other_threads, 1);
+        if (pllm_store_fence(tensor, &fence) < 0) fence = UINT64_MAX;
+        storm_content_check(self->shared, tensor, fence);
+        (void)pllm_store_wait(tensor, fence, storm_below(&self->other_random, 5));
+        status = pllm_store_close_tensor(tensor);
+    } else if (status == PLLM_ENOTFOUND || status == PLLM_ENODEVMEM || status == PLLM_EIO ||
+               (status == PLLM_ETIMEDOUT && troubled(self->shared, began))) {
+        status = PLLM_OK;
+    }
+    if (status < 0)
+        storm_fail(self->shared, "a second thread with %s: %s", name, pllm_last_error()->text);
+    /* Two calls that ask, and the first thread's before each of them. */
+    if (pllm_clock_ns() - began >
+        (UINT64_C(8) * STORM_TIMEOUT_MS + STORM_SLACK_MS) * UINT64_C(1000000))
+        storm_fail(self->shared, "a second thread needed too long for %s", name);
+    usleep(storm_below(&self->other_random, 8000));
+}
+
+static void *other_run(void *user)
+{
+    storm_self *self = user;
+    while (!atomic_load(&self->other_ends)) {
+        uint32_t phase = atomic_load(&self->shared->phase);
+        if (phase % 2 == 0) {
+            other_operate(self);
+        } else {
+            atomic_store(&self->place->other_quiet, phase);
+            usleep(2000);
+        }
+    }
+    return NULL;
+}
+
+static void other_start(storm_self *self)
+{
+    atomic_store(&self->other_ends, 0);
+    if (pthread_create(&self->other, NULL, other_run, self) != 0)
+        storm_fail(self->shared, "no thread");
+}
+
+static void other_end(storm_self *self)
+{
+    atomic_store(&self->other_ends, 1);
+    pthread_join(self->other, NULL);
 }
 
 /* ---- the connection ---- */
@@ -425,18 +516,22 @@ static void connect_store(storm_self *self)
 {
     pllm_store_options options = {.struct_bytes = sizeof options,
                                   .timeout_ms = STORM_TIMEOUT_MS,
+                                  .device = self->device,
                                   .socket = self->shared->socket};
     for (;;) {
         uint64_t began = begin(self, STORM_CONNECT, "", 0);
         int status = pllm_store_open(NULL, &options, &self->store);
         ended(self, began, status, 0, ALLOWED(PLLM_OK));
-        if (status == PLLM_OK) return;
+        if (status == PLLM_OK) break;
         usleep(20000);
     }
+    other_start(self);
 }
 
 static void leave(storm_self *self)
 {
+    other_end(self);
+    (void)pllm_stream_sync(self->device, self->stream);
     uint64_t began = begin(self, STORM_LEAVE, "", 0);
     pllm_store_close(self->store);
     self->store = NULL;
@@ -522,6 +617,10 @@ void storm_client(storm_shared *shared, uint32_t index, uint64_t seed)
     self.place = &shared->places[index];
     self.random = seed;
     signal(SIGPIPE, SIG_IGN); /* hiredis */
+    self.other_random = seed + 1;
+    if (pllm_device_open(NULL, "host", &self.device) < 0 ||
+        pllm_stream_open(self.device, NULL, &self.stream) < 0)
+        storm_fail(shared, "no device: %s", pllm_last_error()->text);
     connect_store(&self);
     for (;;) {
         uint32_t phase = atomic_load(&shared->phase);
@@ -536,5 +635,7 @@ void storm_client(storm_shared *shared, uint32_t index, uint64_t seed)
     while (self.handle_count) handle_close(&self, self.handle_count - 1);
     leave(&self);
     redis_end(&self);
+    pllm_stream_close(self.device, self.stream);
+    pllm_device_close(self.device);
     exit(0);
 }

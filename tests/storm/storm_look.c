@@ -330,6 +330,7 @@ static void contents_look(storm_shared *shared, pllm_store *store)
     for (uint32_t i = 0; i < list->count; i++) {
         pllm_store_tensor *tensor;
         const pllm_store_info *info = &list->infos[i];
+        atomic_fetch_add(&shared->spilled_seen, info->spilled);
         int status = pllm_store_open_tensor(store, info->name, 0, &tensor);
         if (status == PLLM_ENODEVMEM && info->spilled) continue;
         if (status < 0)
