@@ -106,6 +106,8 @@ for name in $programs; do
         [ "$check" != memcheck ] || more=(--report-api-errors no)
         # cuBLASLt's kernels pass data under barriers that racecheck does not follow: only ours are held to it.
         [ "$check" != racecheck ] || more=(--kernel-name kns=pllm_)
+        # These start themselves anew as other processes.
+        [[ $name != cuda_processes && $name != cuda_store ]] || more+=(--target-processes all)
         tool=(env PLLM_TEST_SMALL=1 "${sanitizer:-compute-sanitizer}" --tool "$check" --error-exitcode 99
             ${more[@]+"${more[@]}"}
             --print-limit 10)

@@ -701,8 +701,11 @@ static void producer_dies(stage *s)
     say(victim.socket, &m);
     m.op = CONSUME;
     say(s->consumer.socket, &m);
-    for (message seen = {0}; seen.value < 50; nap_ms(1))
-        seen = ask(&s->producer, PLLM_OK, .op = STAT, .name = "doomed");
+    for (uint64_t until_ns = pllm_clock_ns() + WAIT_MS * UINT64_C(1000000), seen = 0; seen < 50;
+         nap_ms(1)) {
+        CHECK(pllm_clock_ns() < until_ns);
+        seen = ask(&s->producer, PLLM_OK, .op = STAT, .name = "doomed").value;
+    }
     uint64_t start_ns = pllm_clock_ns();
     end_by_force(&victim);
     message got = heard(&s->consumer, PLLM_ECANCELED, __LINE__);
