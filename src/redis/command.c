@@ -153,6 +153,16 @@ static int check_whole(const pllm_command *command, const json_t *object)
     return pllm_store_shape_bytes(command->dtype, command->rank, command->shape, &bytes);
 }
 
+/* Answers go nowhere where we keep something. */
+static int check_reply(pllm_command *command)
+{
+    if (strncmp(command->reply, "tensor:", 7) != 0 &&
+        strncmp(command->reply, "tensor-store:", 13) != 0)
+        return PLLM_OK;
+    command->reply[0] = 0;
+    return pllm_fail(PLLM_EINVAL, 0, "\"reply\" names a list of your own, not one of the store's");
+}
+
 int pllm_command_parse(const char *text, size_t bytes, pllm_command *command_out)
 {
     memset(command_out, 0, sizeof *command_out);
@@ -171,6 +181,7 @@ int pllm_command_parse(const char *text, size_t bytes, pllm_command *command_out
     int status = PLLM_OK;
     const json_t *reply = json_object_get(object, "reply"), *op = json_object_get(object, "op");
     if (reply) status = copy_text(reply, "reply", command_out->reply, sizeof command_out->reply);
+    if (status == PLLM_OK) status = check_reply(command_out);
     if (status == PLLM_OK) status = read_op(op, command_out);
     const char *key;
     json_t *value;

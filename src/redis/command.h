@@ -6,9 +6,9 @@
  *     {"op":"get","name":"X"}                    takes none: the metadata alone
  *     {"op":"delete","name":"X"}                 with pid or lease: gives that reference back
  *
- * An answer goes to the list that "reply" names, if it does. Unknown keys are refused, since a
- * misspelt "lease_s" would otherwise be a reference that nobody took. Parsing has no side effects;
- * what a device or a lease means is for the daemon to say.
+ * An answer goes to the list that "reply" names, if it does; tensor:* is not for answers. Unknown
+ * keys are refused, since a misspelt "lease_s" would otherwise be a reference that nobody took.
+ * Parsing has no side effects; what a device or a lease means is for the daemon to say.
  *
  * Threads: pure functions. */
 #ifndef PLLM_REDIS_COMMAND_H

@@ -54,10 +54,15 @@ static void puts_forget(pllm_mirror *mirror)
     memset(mirror->last_put, 0, mirror->slot_max * sizeof *mirror->last_put);
 }
 
-/* The list ran over: forget it, and register everything anew. */
+/* The list ran over: forget it but for the answers, and register everything anew; the writer sees
+ * to it that this is begun. */
 static void overrun(pllm_mirror *mirror)
 {
-    pllm_mirror_list_clear(mirror, &mirror->list);
+    mirror_list *list = &mirror->list;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < list->count; i++)
+        if (list->ops[i].kind == MIRROR_ANSWER) list->ops[kept++] = list->ops[i];
+    list->count = kept;
     puts_forget(mirror);
     mirror->open = 0;
     mirror->wants_all = 1;
@@ -222,6 +227,7 @@ static void carry_out(pllm_mirror *mirror, const pllm_command *command)
     pllm_store_server_self(mirror->server, &holder.peer);
     holder.lease = command->lease;
     pllm_store_entry entry = {0};
+    pllm_error_clear(); /* not every failure has a sentence: none of an earlier one */
     const size_t bytes = strlen(command->name);
     int status;
     if (command->op == PLLM_COMMAND_CREATE)
@@ -247,7 +253,8 @@ static int command_take(pllm_mirror *mirror, mirror_command *command)
         *command = mirror->commands[mirror->command_first];
         mirror->command_first = (mirror->command_first + 1) % MIRROR_COMMAND_MAX;
         mirror->command_count--;
-        pthread_cond_signal(&mirror->room);
+        pthread_cond_broadcast(
+            &mirror->room); /* the writer may wait there too, for something else */
     }
     pthread_mutex_unlock(&mirror->lock);
     return there;
@@ -352,6 +359,7 @@ int pllm_mirror_open(const pllm_context *context, pllm_store_server *server,
     if (!mirror) return pllm_fail_memory("a mirror", sizeof *mirror);
     mirror->context = context;
     mirror->server = server;
+    mirror->listener_fd = mirror->writer_fd = -1;
     mirror->slot_max = pllm_store_server_slot_max(server);
     int status = mirror_init(mirror, options);
     const pllm_store_part part = {.user = mirror,

@@ -51,7 +51,8 @@ struct pllm_mirror {
     uint64_t round;
     mirror_command *commands; /* [MIRROR_COMMAND_MAX], a ring */
     uint32_t command_first, command_count;
-    int listener_fd; /* of the connection that waits for commands; -1: none */
+    int listener_fd, writer_fd; /* of their connections; -1: none */
+    int writer_done;
     pllm_mirror_stats stats;
     pthread_t writer, listener;
     int writer_runs, listener_runs;

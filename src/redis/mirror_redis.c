@@ -4,7 +4,8 @@
  *
  * The writer's life: connect -> load the scripts -> ask the loop for a full registration -> send
  * lists as they come, and once a second look whether Redis still has what it was given. A broken
- * connection forgets what was to be sent: the next registration has it. */
+ * connection forgets what was to be sent: the next registration has it. What Redis refuses comes
+ * with a later registration, too. */
 #include <errno.h>
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
@@ -44,6 +45,11 @@ static const char clean_script[] = "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' 
                                    "if had[1] ~= ARGV[1] or had[2] == ARGV[2] then return 0 end\n"
                                    "return redis.call('DEL', KEYS[1])\n";
 
+/* KEYS[1]; ARGV: answer, seconds. Not loaded: answers are sent when scripts are gone, too. What is
+ * no list is left alone. */
+static const char answer_script[] = "redis.call('RPUSH', KEYS[1], ARGV[1])\n"
+                                    "return redis.call('EXPIRE', KEYS[1], ARGV[2])\n";
+
 enum { SCRIPT_PUT, SCRIPT_REMOVE, SCRIPT_CLEAN, SCRIPTS };
 
 typedef struct writer {
@@ -52,6 +58,9 @@ typedef struct writer {
     char sha[SCRIPTS][41];
     uint64_t round; /* of the registration whose entries are being sent */
     mirror_list taken;
+    int served;    /* this connection has taken a registration */
+    uint32_t told; /* that Redis is away, or refuses */
+    char why[200];
 } writer;
 
 /* ---- connections ---- */
@@ -239,38 +248,51 @@ static int is_no_script(const redisReply *reply)
     return reply->type == REDIS_REPLY_ERROR && !strncmp(reply->str, "NOSCRIPT", 8);
 }
 
-/* OK; EIO: the connection broke; ESTALE: Redis forgot the scripts, and so what they should do. */
+/* It does not do what it is told: it is full, a replica, has too few of them, or says that this
+ * user may not. EBUSY (bare): some other time. */
+static int refused(writer *w, const redisReply *reply)
+{
+    snprintf(w->why, sizeof w->why, "%s", reply->str);
+    return PLLM_EBUSY;
+}
+
+static int append_op(writer *w, const mirror_op *op)
+{
+    if (op->kind == MIRROR_PUT) return append_put(w, op);
+    if (op->kind == MIRROR_REMOVE) return append_remove(w, op);
+    return redisAppendCommand(w->redis, "EVAL %s 1 %s %s %d", answer_script, op->reply, op->text,
+                              ANSWER_S);
+}
+
+/* What Redis said to it. OK, ESTALE, EBUSY, as send_batch. */
+static int reply_take(writer *w, const mirror_op *op, const redisReply *reply)
+{
+    const int error = reply->type == REDIS_REPLY_ERROR;
+    if (op->kind == MIRROR_ANSWER) return PLLM_OK; /* its list is the asker's affair */
+    if (is_no_script(reply)) return PLLM_ESTALE;
+    if (op->kind == MIRROR_PUT) count_put(w, op, reply);
+    if (op->kind == MIRROR_REMOVE && reply->type == REDIS_REPLY_INTEGER) {
+        pthread_mutex_lock(&w->mirror->lock);
+        w->mirror->stats.removed += (uint64_t)reply->integer;
+        pthread_mutex_unlock(&w->mirror->lock);
+    }
+    /* A key of another type is somebody's, and will be later. */
+    return error && !strstr(reply->str, "WRONGTYPE") ? refused(w, reply) : PLLM_OK;
+}
+
+/* OK; EIO: the connection broke; ESTALE: Redis forgot the scripts, and so what they should do;
+ * EBUSY: it refused some. */
 static int send_batch(writer *w, const mirror_op *ops, uint32_t count)
 {
-    uint32_t sent = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        int status = REDIS_OK;
-        if (ops[i].kind == MIRROR_PUT) status = append_put(w, &ops[i]);
-        if (ops[i].kind == MIRROR_REMOVE) status = append_remove(w, &ops[i]);
-        if (ops[i].kind == MIRROR_ANSWER) {
-            status = redisAppendCommand(w->redis, "RPUSH %s %s", ops[i].reply, ops[i].text);
-            if (status == REDIS_OK)
-                status = redisAppendCommand(w->redis, "EXPIRE %s %d", ops[i].reply, ANSWER_S);
-        }
-        if (status != REDIS_OK) return PLLM_EIO;
-        sent++;
-    }
+    for (uint32_t i = 0; i < count; i++)
+        if (append_op(w, &ops[i]) != REDIS_OK) return PLLM_EIO;
     int result = PLLM_OK;
-    for (uint32_t i = 0; i < sent; i++) {
-        for (uint32_t j = 0; j < 1u + (ops[i].kind == MIRROR_ANSWER); j++) {
-            redisReply *reply = reply_next(w);
-            if (!reply) return PLLM_EIO;
-            if (is_no_script(reply))
-                result = PLLM_ESTALE;
-            else if (ops[i].kind == MIRROR_PUT)
-                count_put(w, &ops[i], reply);
-            if (ops[i].kind == MIRROR_REMOVE && reply->type == REDIS_REPLY_INTEGER) {
-                pthread_mutex_lock(&w->mirror->lock);
-                w->mirror->stats.removed += (uint64_t)reply->integer;
-                pthread_mutex_unlock(&w->mirror->lock);
-            }
-            freeReplyObject(reply);
-        }
+    for (uint32_t i = 0; i < count; i++) {
+        redisReply *reply = reply_next(w);
+        if (!reply) return PLLM_EIO;
+        int status = reply_take(w, &ops[i], reply);
+        if (status < 0 && result != PLLM_ESTALE) result = status;
+        freeReplyObject(reply);
     }
     return result;
 }
@@ -282,8 +304,9 @@ static int clean(writer *w, uint64_t round)
     do {
         redisReply *page = redisCommand(w->redis, "SCAN %s MATCH tensor:* COUNT 512", cursor);
         if (!page || page->type != REDIS_REPLY_ARRAY || page->elements != 2) {
+            int status = page && page->type == REDIS_REPLY_ERROR ? refused(w, page) : PLLM_EIO;
             if (page) freeReplyObject(page);
-            return PLLM_EIO;
+            return status;
         }
         snprintf(cursor, sizeof cursor, "%s", page->element[0]->str);
         const redisReply *keys = page->element[1];
@@ -309,11 +332,17 @@ static int clean(writer *w, uint64_t round)
 /* The key goes first: if Redis loses its data in between, it goes too, and that is noticed. */
 static int registration_begin(writer *w, uint64_t round)
 {
-    w->round = round;
-    return reply_is_ok(
-               redisCommand(w->redis, "SET tensor-store:%s %" PRIu64, w->mirror->node, round))
-               ? PLLM_OK
-               : PLLM_EIO;
+    redisReply *reply =
+        redisCommand(w->redis, "SET tensor-store:%s %" PRIu64, w->mirror->node, round);
+    if (!reply) return PLLM_EIO;
+    int status = reply->type == REDIS_REPLY_ERROR ? refused(w, reply) : PLLM_OK;
+    freeReplyObject(reply);
+    w->round = status == PLLM_OK ? round : 0;
+    if (status < 0) return status;
+    if (w->told) pllm_log(w->mirror->context, PLLM_LOG_WARN, "Redis is back");
+    w->told = 0;
+    w->served = 1;
+    return PLLM_OK;
 }
 
 /* Sends what was taken, in batches that a BEGIN or END cuts. */
@@ -357,6 +386,9 @@ static int load_scripts(writer *w)
         redisReply *reply = redisCommand(w->redis, "SCRIPT LOAD %s", texts[i]);
         int good = reply && reply->type == REDIS_REPLY_STRING && reply->len == 40;
         if (good) memcpy(w->sha[i], reply->str, 41);
+        if (!good)
+            snprintf(w->why, sizeof w->why, "%s",
+                     reply && reply->type == REDIS_REPLY_ERROR ? reply->str : w->redis->errstr);
         if (reply) freeReplyObject(reply);
         if (!good) return PLLM_EIO;
     }
@@ -387,6 +419,7 @@ static int take(writer *w)
                                 .tv_nsec = (long)(until % SECOND)};
     pthread_mutex_lock(&mirror->lock);
     int timed_out = 0;
+    if (mirror->wants_all) pllm_mirror_wake(mirror); /* the list ran over */
     /* Before a registration there are only answers, and what they speak of is not in Redis yet. */
     while (!mirror->stop && !(mirror->list.count && mirror->open) && timed_out != ETIMEDOUT)
         timed_out = pthread_cond_timedwait(&mirror->work, &mirror->lock, &at);
@@ -414,12 +447,27 @@ static int register_again(writer *w)
     return PLLM_OK;
 }
 
+/* It refused something: all is registered again after a while. */
+static int register_later(writer *w)
+{
+    if (!w->told++)
+        pllm_log(
+            w->mirror->context, PLLM_LOG_WARN,
+            "Redis refuses what it is told (%s): tensors are served on, and registered when it "
+            "does not",
+            w->why);
+    w->round = 0;
+    if (!pause_ms(w->mirror, PAUSE_MS_MAX)) state_set(w->mirror, 1, 1);
+    return PLLM_OK;
+}
+
 /* Serves one connection until it breaks (0) or stop (1). */
 static int serve(writer *w)
 {
     pllm_mirror *mirror = w->mirror;
     uint64_t checked = pllm_clock_ns();
     w->round = 0;
+    w->served = 0;
     state_set(mirror, 1, 1);
     for (;;) {
         int there = take(w);
@@ -435,36 +483,61 @@ static int serve(writer *w)
             status = check_kept(w);
         }
         if (status == PLLM_ESTALE) status = register_again(w);
+        if (status == PLLM_EBUSY) status = register_later(w);
         if (status < 0) return 0;
     }
+}
+
+static int writer_fd_set(pllm_mirror *mirror, int fd)
+{
+    pthread_mutex_lock(&mirror->lock);
+    mirror->writer_fd = fd;
+    int stop = mirror->stop;
+    pthread_mutex_unlock(&mirror->lock);
+    return stop;
+}
+
+/* One connection, from beginning to end. 1: stop. */
+static int connect_and_serve(writer *w)
+{
+    pllm_mirror *mirror = w->mirror;
+    w->served = 0;
+    w->redis = redis_connect(mirror, w->why, sizeof w->why);
+    if (!w->redis) return 0;
+    int stop = writer_fd_set(mirror, w->redis->fd);
+    if (!stop && load_scripts(w) == PLLM_OK) {
+        stop = serve(w);
+        state_set(mirror, 0, 0);
+        if (!stop)
+            snprintf(w->why, sizeof w->why, "%s", w->redis->err ? w->redis->errstr : "an error");
+    }
+    writer_fd_set(mirror, -1);
+    redisFree(w->redis);
+    return stop;
 }
 
 static void *writer_main(void *argument)
 {
     pllm_mirror *mirror = argument;
     writer w = {.mirror = mirror};
-    uint32_t pause = PAUSE_MS_FIRST, told = 0;
+    uint32_t pause = PAUSE_MS_FIRST;
     for (int stop = 0; !stop;) {
-        char why[160];
-        w.redis = redis_connect(mirror, why, sizeof why);
-        if (w.redis && load_scripts(&w) == PLLM_OK) {
-            if (told) pllm_log(mirror->context, PLLM_LOG_WARN, "Redis is back");
-            told = 0;
-            pause = PAUSE_MS_FIRST;
-            stop = serve(&w);
-            state_set(mirror, 0, 0);
-            if (!stop) snprintf(why, sizeof why, "%s", w.redis->err ? w.redis->errstr : "an error");
-        }
-        if (w.redis) redisFree(w.redis);
-        if (!stop && !told++)
+        stop = connect_and_serve(&w);
+        if (stop) break;
+        if (w.served) pause = PAUSE_MS_FIRST;
+        if (!w.told++)
             pllm_log(mirror->context, PLLM_LOG_WARN,
                      "Redis is away (%s): tensors are served on, and registered when it is back",
-                     why);
-        if (!stop) stop = pause_ms(mirror, pause);
+                     w.why);
+        stop = pause_ms(mirror, pause);
         if (pause < PAUSE_MS_MAX) pause *= 2;
     }
     pllm_mirror_list_clear(mirror, &w.taken);
     pllm_free(mirror->context, w.taken.ops);
+    pthread_mutex_lock(&mirror->lock);
+    mirror->writer_done = 1;
+    pthread_cond_broadcast(&mirror->room);
+    pthread_mutex_unlock(&mirror->lock);
     return NULL;
 }
 
@@ -571,6 +644,14 @@ void pllm_mirror_threads_stop(pllm_mirror *mirror)
     if (mirror->listener_fd >= 0) shutdown(mirror->listener_fd, SHUT_RDWR); /* ends its wait */
     pthread_cond_broadcast(&mirror->work);
     pthread_cond_broadcast(&mirror->room);
+    /* The writer removes what it wrote, if Redis lets it do that in time. */
+    const uint64_t until = pllm_clock_ns() + mirror->timeout_ms * UINT64_C(1000000);
+    const struct timespec at = {.tv_sec = (time_t)(until / SECOND),
+                                .tv_nsec = (long)(until % SECOND)};
+    int timed_out = 0;
+    while (mirror->writer_runs && !mirror->writer_done && timed_out != ETIMEDOUT)
+        timed_out = pthread_cond_timedwait(&mirror->room, &mirror->lock, &at);
+    if (mirror->writer_fd >= 0) shutdown(mirror->writer_fd, SHUT_RDWR);
     pthread_mutex_unlock(&mirror->lock);
     if (mirror->writer_runs) pthread_join(mirror->writer, NULL);
     if (mirror->listener_runs) pthread_join(mirror->listener, NULL);
@@ -578,11 +659,14 @@ void pllm_mirror_threads_stop(pllm_mirror *mirror)
 
 /* ---- addresses ---- */
 
+/* Without what may be a password in it: the sentence may come to stand in a log. */
 static int bad_address(const char *text)
 {
-    return pllm_fail(PLLM_EINVAL, 0,
-                     "\"%.200s\" is no address of a Redis: it is unix://PATH or redis://HOST:PORT",
-                     text);
+    const char *sign = strrchr(text, '@');
+    return pllm_fail(
+        PLLM_EINVAL, 0,
+        "\"%s%.200s\" is no address of a Redis: it is unix://PATH or redis://HOST:PORT",
+        sign ? "..." : "", sign ? sign : text);
 }
 
 /* A number up to max that ends at end. */

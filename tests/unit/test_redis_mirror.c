@@ -13,6 +13,8 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <pagedllm/tensor_store.h>
@@ -31,6 +33,7 @@ typedef struct rig {
     redisContext *cli;
 } rig;
 static rig r;
+static const char *mirror_address; /* NULL: the private Redis's */
 
 static void *serve(void *argument)
 {
@@ -46,11 +49,13 @@ static void daemon_start(void)
                                                .device_count = 1,
                                                .devices = &device,
                                                .socket = r.path,
+                                               .tensor_max = 64,
                                                .adopt_ms = 60000,
                                                .sweep_ms = 50};
     assert_int_equal(pllm_store_server_open(NULL, &options, &r.server), PLLM_OK);
-    const pllm_mirror_options mirror = {.struct_bytes = sizeof mirror,
-                                        .address = pllm_redis_private_address(r.redis)};
+    const pllm_mirror_options mirror = {
+        .struct_bytes = sizeof mirror,
+        .address = mirror_address ? mirror_address : pllm_redis_private_address(r.redis)};
     assert_int_equal(pllm_mirror_open(NULL, r.server, &mirror, &r.mirror), PLLM_OK);
     assert_int_equal(pthread_create(&r.thread, NULL, serve, r.server), 0);
 }
@@ -369,6 +374,91 @@ static void test_daemon_returns(void **state)
     assert_string_equal(ask("HGET tensor:others node"), "elsewhere:/x");
 }
 
+/* Redis takes no writes for a while (too few replicas; it might be full, or a replica itself). What
+ * it refused is written when it takes them again, and it is not asked in a frenzy. */
+static void test_refusing(void **state)
+{
+    (void)state;
+    pllm_mirror_stats before, after;
+    make("first", 0);
+    until("first", "tensor:first", "name");
+    pllm_mirror_stats_get(r.mirror, &before);
+    assert_string_equal(ask("CONFIG SET min-replicas-to-write 1"), "OK");
+    make("refused", 0);
+    poll(NULL, 0, 1500);
+    pllm_mirror_stats_get(r.mirror, &after);
+    assert_true(after.registrations + after.connects - before.registrations - before.connects < 12);
+    assert_string_equal(ask("EXISTS tensor:refused"), "0");
+    assert_string_equal(ask("CONFIG SET min-replicas-to-write 0"), "OK");
+    until("refused", "tensor:refused", "name");
+    until("first", "tensor:first", "name");
+}
+
+/* More changes than are kept for a Redis that does not answer: all is registered anew. */
+static void test_overrun(void **state)
+{
+    (void)state;
+    make("kept", 0);
+    until("kept", "tensor:kept", "name");
+    kill(pllm_redis_private_pid(r.redis), SIGSTOP);
+    for (uint32_t i = 0; i < 2400; i++) assert_int_equal(pllm_store_close_tensor(make("x", 0)), 0);
+    kill(pllm_redis_private_pid(r.redis), SIGCONT);
+    make("after", 0);
+    until("after", "tensor:after", "name");
+    until("kept", "tensor:kept", "name");
+    assert_string_equal(ask("EXISTS tensor:x"), "0");
+}
+
+/* An answer's list is whatever a command says: what is no list stays as it is, and stays. */
+static void test_reply_elsewhere(void **state)
+{
+    (void)state;
+    make("held", 0);
+    until("held", "tensor:held", "name");
+    (void)ask("SET precious 1");
+    (void)ask("RPUSH tensor:cmd %s", "{\"op\":\"get\",\"name\":\"held\",\"reply\":\"precious\"}");
+    (void)ask("RPUSH tensor:cmd %s",
+              "{\"op\":\"get\",\"name\":\"held\",\"reply\":\"tensor:held\"}");
+    (void)ask("RPUSH tensor:cmd %s", "{\"op\":\"get\",\"name\":\"held\",\"reply\":\"tensor:cmd\"}");
+    assert_string_equal(error_of("{\"op\":\"get\",\"name\":\"held\",\"reply\":\"answers\"}"), "ok");
+    assert_string_equal(ask("TTL precious"), "-1");
+    assert_string_equal(ask("TTL tensor:held"), "-1");
+    assert_true(atoi(ask("TTL tensor:cmd")) < 0);
+}
+
+/* A Redis that hangs does not keep the daemon from ending. */
+static void test_hanging(void **state)
+{
+    (void)state;
+    make("left", 0);
+    until("left", "tensor:left", "name");
+    kill(pllm_redis_private_pid(r.redis), SIGSTOP);
+    uint64_t before = pllm_clock_ns();
+    daemon_stop();
+    assert_true(pllm_clock_ns() - before < UINT64_C(8000000000));
+    kill(pllm_redis_private_pid(r.redis), SIGCONT);
+    daemon_start();
+    until("(nil)", "tensor:left", "name"); /* cleared away by the next one; not offered yet */
+    /* One that takes connections and never says a word. */
+    char path[128], address[144];
+    snprintf(path, sizeof path, "%s/mute.sock", r.folder);
+    snprintf(address, sizeof address, "unix://%s", path);
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    memcpy(to.sun_path, path, strlen(path) + 1);
+    int mute = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(mute, (struct sockaddr *)&to, sizeof to), 0);
+    assert_int_equal(listen(mute, 8), 0);
+    daemon_stop();
+    mirror_address = address;
+    daemon_start();
+    mirror_address = NULL;
+    before = pllm_clock_ns();
+    daemon_stop();
+    assert_true(pllm_clock_ns() - before < UINT64_C(8000000000));
+    close(mute);
+    daemon_start();
+}
+
 static void test_addresses(void **state)
 {
     (void)state;
@@ -403,6 +493,10 @@ static void test_addresses(void **state)
                                       "redis://[::1",
                                       "redis://[::1]7",
                                       "http://h"};
+    /* A sentence that may stand in a log has no password in it. */
+    assert_int_equal(pllm_mirror_address_parse("redis://me:se/cret@h:0", &a), PLLM_EINVAL);
+    assert_null(strstr(pllm_last_error()->text, "cret"));
+    assert_non_null(strstr(pllm_last_error()->text, "h:0"));
     for (uint32_t i = 0; i < sizeof bad / sizeof *bad; i++)
         if (pllm_mirror_address_parse(bad[i], &a) != PLLM_EINVAL) fail_msg("%s was taken", bad[i]);
 }
@@ -420,6 +514,10 @@ int main(void)
         TEST(test_older_takes_name),
         TEST(test_redis_dies),
         TEST(test_daemon_returns),
+        TEST(test_refusing),
+        TEST(test_overrun),
+        TEST(test_reply_elsewhere),
+        TEST(test_hanging),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
