@@ -612,6 +612,75 @@ static void test_stream_without_daemon(void **state)
     pllm_device_close(device);
 }
 
+/* Several threads on one store, while its daemon is restarted again and again: no call waits longer
+ * than it may, what it says is true, and nothing is left (the sanitizers look on). */
+typedef struct crowd {
+    pllm_store *store;
+    pllm_store_tensor *shared;
+    atomic_int stop;
+    atomic_uint next, wrong;
+} crowd;
+
+static void crowd_step(crowd *c, uint32_t who, uint32_t i)
+{
+    char name[32];
+    pllm_store_tensor *tensor;
+    pllm_store_spec spec = spec_of(16 + i % 7);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    pllm_store_event event = {.struct_bytes = sizeof event};
+    uint64_t value;
+    snprintf(name, sizeof name, "t/%u", (who + i) % 3);
+    int status = i % 2 ? pllm_store_create(c->store, name, &spec, &tensor)
+                       : pllm_store_open_tensor(c->store, name, i % 4 == 0, &tensor);
+    if (status == PLLM_OK) {
+        const uint8_t *data = pllm_store_tensor_data(tensor);
+        if (!data || pllm_store_tensor_bytes(tensor) < 64 || data[0]) c->wrong++;
+        (void)pllm_store_tensor_info(tensor, &info);
+        (void)pllm_store_signal(tensor, NULL, i);
+        if (pllm_store_close_tensor(tensor) != PLLM_OK) c->wrong++;
+    }
+    if (i % 5 == 0) (void)pllm_store_delete(c->store, name);
+    if (i % 7 == 0) (void)pllm_store_rename(c->store, name, "t/0");
+    (void)pllm_store_event_next(c->store, i % 3, &event);
+    (void)pllm_store_wait(c->shared, i, 1);
+    (void)pllm_store_fence(c->shared, &value);
+    if (pllm_store_tensor_valid(c->shared) != PLLM_OK) c->wrong++;
+}
+
+static void *crowd_member(void *user)
+{
+    crowd *c = user;
+    const uint32_t who = c->next++;
+    for (uint32_t i = 0; !c->stop; i++) crowd_step(c, who, i);
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    crowd c = {.store = store_at()};
+    pllm_store_spec spec = spec_of(16);
+    pthread_t threads[4];
+    assert_int_equal(pllm_store_create(c.store, "shared", &spec, &c.shared), PLLM_OK);
+    assert_int_equal(pllm_store_watch(c.store, "t/"), PLLM_OK);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, crowd_member, &c), 0);
+    for (uint32_t i = 0; i < 6; i++) {
+        usleep(60000);
+        store_rig_restart(&rig);
+    }
+    usleep(60000);
+    c.stop = 1;
+    for (uint32_t i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    assert_int_equal(c.wrong, 0);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_stat(c.store, "shared", &info), PLLM_OK);
+    assert_int_equal(info.references, 1);
+    store_rig_until(&rig, 1, 1);
+    pllm_store_close(c.store);
+    store_rig_until(&rig, 0, 0);
+}
+
 /* ---- a daemon that errs ---- */
 
 typedef struct liar { /* says hello, and then nothing, or an answer that is wrong */
@@ -773,6 +842,7 @@ int main(void)
         TEST(test_first_call_after),
         TEST(test_cut_off),
         TEST(test_stream_without_daemon),
+        TEST(test_threads),
         TEST(test_liar),
         TEST(test_stranger),
     };
