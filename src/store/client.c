@@ -247,6 +247,7 @@ static int say_hello(pllm_store *store)
         return pllm_fail(PLLM_EINVAL, 0, "the daemon at %s sent no board with its hello",
                          store->path);
     store->device_index = store->in.welcome.device;
+    store->connection++;
     if (store->board && pllm_board_epoch(store->board) == store->in.welcome.epoch) {
         pllm_store_received_close(store); /* it lives, and its board is here already */
         return PLLM_OK;

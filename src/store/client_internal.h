@@ -32,7 +32,8 @@ struct pllm_store_tensor { /* one way (reading, writing) of having a tensor open
     uint32_t open_count;     /* handles given out for it, all this pointer */
     uint32_t writable;
     uint64_t bytes;
-    uint64_t renames; /* the board's count when name was known to be right */
+    uint64_t renames;    /* the board's count when name was known to be right */
+    uint64_t connection; /* the last one on which the daemon counted it */
     client_mapping mapping;
     /* of both locks */
     uint32_t stale; /* lost with a daemon */
@@ -64,6 +65,7 @@ struct pllm_store {
     pthread_mutex_t lock; /* of all below */
     uint64_t looked_ns;   /* when the socket was looked at without a question */
     int fd;               /* -1: not connected */
+    uint64_t connection;  /* how often hello was said */
     int wake;             /* an event descriptor: events were queued while a call waited */
     uint32_t request, device_index;
     pllm_board *board;                 /* the newest of boards */
@@ -108,6 +110,7 @@ void pllm_store_look(pllm_store *store);
 void pllm_store_signals_again(pllm_store *store);
 /* The answer to an offer or a creation: its info, and the bucket of the name in it. */
 void pllm_store_entry_name(pllm_store *store, pllm_store_tensor *tensor, uint64_t renames);
+void pllm_store_renamed(pllm_store *store, const pllm_store_info *info); /* not locked */
 void pllm_store_entry_unlink(pllm_store *store, pllm_store_tensor *tensor);
 int pllm_store_fail_stale(const pllm_store_tensor *tensor); /* either lock held */
 /* client_offer.c: what an earlier daemon knew is offered to the one there is; what this one knew

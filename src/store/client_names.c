@@ -36,7 +36,12 @@ int pllm_store_delete(pllm_store *store, const char *name)
 int pllm_store_rename(pllm_store *store, const char *name, const char *to)
 {
     int status = check_name(store, to);
-    return status < 0 ? status : ask_name(store, PLLM_WIRE_RENAME, name, to, 0, NULL);
+    if (status == PLLM_OK) status = ask_name(store, PLLM_WIRE_RENAME, name, to, 0, NULL);
+    if (status < 0) return status;
+    /* What is open here under the old name learns the new one: it may have to be offered. */
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    if (pllm_store_stat(store, to, &info) == PLLM_OK) pllm_store_renamed(store, &info);
+    return PLLM_OK;
 }
 
 int pllm_store_seal(pllm_store *store, const char *name)

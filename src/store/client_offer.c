@@ -75,6 +75,7 @@ static void moved(pllm_store *store, pllm_store_tensor *tensor, uint64_t offered
     tensor->board = store->board;
     tensor->offered = offered;
     pthread_mutex_unlock(&store->tell_lock);
+    tensor->connection = store->connection;
     /* It may be renamed before we look at the board: by name it is asked for once more. */
     pllm_store_entry_name(store, tensor, UINT64_MAX);
 }
@@ -131,16 +132,13 @@ static int redeem_one(pllm_store *store, pllm_store_tensor *tensor)
     return PLLM_OK;
 }
 
-static int offer_each(pllm_store *store, int reconnected)
+static int offer_each(pllm_store *store)
 {
-    const uint64_t epoch = pllm_board_epoch(store->board);
     for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
         for (pllm_store_tensor *t = store->buckets[i], *next; t; t = next) {
-            next = t->next; /* its name may be another, and so its bucket */
-            if (t->stale) continue;
-            int same = pllm_board_epoch(t->board) == epoch, status = PLLM_OK;
-            if (same && reconnected) status = redeem_one(store, t);
-            if (!same) status = offer_one(store, t);
+            next = t->next; /* its name may be another, and so its bucket: it may come once more */
+            if (t->stale || t->connection == store->connection) continue;
+            int status = t->board == store->board ? redeem_one(store, t) : offer_one(store, t);
             if (status < 0) return status;
         }
     return PLLM_OK;
@@ -151,7 +149,7 @@ int pllm_store_offer_all(pllm_store *store, int reconnected)
     const uint64_t now = pllm_clock_ns();
     if (reconnected) store->offer_until_ns = now + UNTIL_MS * UINT64_C(1000000);
     store->unoffered = 0;
-    int status = offer_each(store, reconnected);
+    int status = offer_each(store);
     store->offer_again_ns = now + AGAIN_MS * UINT64_C(1000000);
     return status;
 }

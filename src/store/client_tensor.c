@@ -229,6 +229,22 @@ void pllm_store_entry_name(pllm_store *store, pllm_store_tensor *tensor, uint64_
     entry_link(store, tensor);
 }
 
+void pllm_store_renamed(pllm_store *store, const pllm_store_info *info)
+{
+    pllm_store_lock(store);
+    for (uint32_t way = 0; way < 2; way++) {
+        pllm_store_tensor *tensor = entry_by_generation(store, info->generation, (int)way);
+        if (!tensor) continue;
+        pllm_store_entry_unlink(store, tensor);
+        pthread_mutex_lock(&store->tell_lock);
+        memcpy(tensor->info.name, info->name, sizeof info->name);
+        pthread_mutex_unlock(&store->tell_lock);
+        tensor->renames = UINT64_MAX; /* by name it is asked for once more */
+        entry_link(store, tensor);
+    }
+    (void)pllm_store_unlock(store, PLLM_OK);
+}
+
 /* The answer to CREATE, OPEN or REDEEM becomes an entry, or one more opening of one. */
 static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t renames,
                              pllm_store_tensor **tensor_out)
@@ -262,6 +278,7 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
         tensor->slot = slot;
         tensor->generation = generation;
         tensor->board = store->board;
+        tensor->connection = store->connection;
         tensor->bytes = info->bytes;
     }
     pllm_store_entry_name(store, tensor, renames);

@@ -477,6 +477,20 @@ void pllm_registry_abort(pllm_registry *registry, uint32_t slot)
     slot_give_back(registry, &registry->tensors[slot]);
 }
 
+/* The tensor that was old_generation, if it was offered already: mostly under that name, but who
+ * offers may not have heard of a renaming, before the daemon's death or since. */
+static tensor *adopted(pllm_registry *registry, const char *name, size_t name_bytes,
+                       uint64_t old_generation)
+{
+    tensor *t = named(registry, name, name_bytes);
+    if (t && t->old_generation == old_generation) return t;
+    for (uint32_t i = 0; i < registry->tensor_max; i++) {
+        t = &registry->tensors[i];
+        if (t->old_generation == old_generation && pllm_registry_named(t)) return t;
+    }
+    return NULL;
+}
+
 int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const char *name,
                         size_t name_bytes, const pllm_registry_offer *offer, uint64_t now_ns,
                         uint32_t *slot_out, uint32_t *fresh_out)
@@ -489,8 +503,8 @@ int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const 
     if (status < 0) return status;
     if (offer->old_generation == 0 || offer->old_generation >> 32 >= registry->epoch)
         return pllm_fail(PLLM_EINVAL, 0, "only a tensor of an earlier daemon can be offered");
-    tensor *t = named(registry, name, name_bytes);
-    if (t && t->old_generation == offer->old_generation) {
+    tensor *t = adopted(registry, name, name_bytes, offer->old_generation);
+    if (t) {
         if (!pllm_registry_named(t)) return PLLM_EBUSY;
         status = pllm_registry_hold(registry, number, t->record.slot, offer->writable, 1, now_ns);
         if (status < 0) return status;

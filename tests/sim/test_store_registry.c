@@ -204,6 +204,16 @@ static int by_name(const world *w, const char *name)
     return -1;
 }
 
+/* What was offered as that generation, under whatever name it has now; or who has the name. */
+static int by_offer(world *w, const char *name, uint64_t old_generation)
+{
+    int there = by_name(w, name);
+    if (there >= 0 && w->tensors[there].old_generation == old_generation) return there;
+    for (int i = 0; i < TENSORS; i++)
+        if (w->tensors[i].old_generation == old_generation && named(&w->tensors[i])) return i;
+    return there;
+}
+
 static int free_slots(const world *w)
 {
     int count = 0;
@@ -418,7 +428,8 @@ static void step_adopt(world *w)
         assert_int_equal(status, PLLM_EINVAL);
         return;
     }
-    int there = by_name(w, name), socket = l->kind == PLLM_STORE_LEASE_SOCKET;
+    int there = by_offer(w, name, offer.old_generation);
+    int socket = l->kind == PLLM_STORE_LEASE_SOCKET;
     model_tensor *t = there >= 0 ? &w->tensors[there] : NULL;
     if (t && t->old_generation == offer.old_generation) {
         int expected = !named(t)                                             ? PLLM_EBUSY

@@ -375,6 +375,39 @@ static void test_reader_offers_first(void **state)
     store_rig_until(&rig, 0, 0);
 }
 
+/* Who did not hear of a renaming offers the old name: it is one tensor all the same, also where it
+ * is renamed once more before the last one is back. */
+static void test_renamed_then_dead(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at(), *c = store_at();
+    pllm_store_tensor *made, *seen, *last, *again;
+    pllm_store_spec spec = spec_of(16);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_create(a, "x", &spec, &made), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(b, "x", 0, &seen), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(c, "x", 0, &last), PLLM_OK);
+    assert_int_equal(pllm_store_rename(a, "x", "z"), PLLM_OK);
+    store_rig_restart(&rig);
+    assert_int_equal(pllm_store_stat(a, "z", &info), PLLM_OK);
+    assert_int_equal(pllm_store_stat(b, "x", &info), PLLM_ENOTFOUND);
+    assert_int_equal(pllm_store_stat(b, "z", &info), PLLM_OK);
+    assert_int_equal(info.references, 2);
+    assert_int_equal(pllm_store_rename(b, "z", "y"), PLLM_OK);
+    assert_int_equal(pllm_store_stat(c, "y", &info), PLLM_OK);
+    assert_int_equal(info.references, 3);
+    assert_int_equal(pllm_store_signal(made, NULL, 4), PLLM_OK);
+    assert_int_equal(pllm_store_wait(seen, 4, 1000), PLLM_OK);
+    assert_int_equal(pllm_store_wait(last, 4, 1000), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(c, "y", 0, &again), PLLM_OK);
+    assert_ptr_equal(again, last);
+    store_rig_until(&rig, 1, 3);
+    pllm_store_close(c);
+    pllm_store_close(b);
+    pllm_store_close(a);
+    store_rig_until(&rig, 0, 0);
+}
+
 static void be_busy(store_rig *at, void *user)
 {
     (void)at;
@@ -842,6 +875,7 @@ int main(void)
         TEST(test_first_call_after),
         TEST(test_cut_off),
         TEST(test_stream_without_daemon),
+        TEST(test_renamed_then_dead),
         TEST(test_threads),
         TEST(test_liar),
         TEST(test_stranger),

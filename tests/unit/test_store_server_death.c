@@ -250,6 +250,7 @@ static void a_new_daemon_takes_over_what_clients_hold(void **state)
     /* Pieces that the tensor does not lie in. */
     wrong = small;
     strcpy(wrong.name, "other");
+    wrong.info.generation += 100; /* one that nobody has offered yet */
     wrong.layout.offset = 2 * MIB;
     assert_int_equal(offer(&writer, &wrong, 1, 0), PLLM_EINVAL);
     assert_int_equal(store_rig_stats(&rig).adopted_count, 2);
