@@ -172,9 +172,9 @@ int pllm_registry_create(pllm_registry *registry, pllm_store_lease lease,
 int pllm_registry_commit(pllm_registry *registry, uint32_t slot, uint64_t now_ns);
 void pllm_registry_abort(pllm_registry *registry, uint32_t slot); /* as if never asked for */
 
-/* At a daemon's return, a client offers what it holds. The first offer of (name, old_generation)
+/* At a daemon's return, a client offers what it holds. The first offer of an old_generation
  * takes a slot as create does, with *fresh_out 1: adopt the memory, then commit or abort. Later
- * ones get a reference to that tensor (*fresh_out 0).
+ * ones get a reference to that tensor (*fresh_out 0), under whatever name it has.
  * Errors: as create; EEXIST where name stands for something else; EPERM where the offer is a first
  * one, and who offers is not its owner (try again); ESTALE where it was deleted since; EBUSY
  * (bare): the first is under way. */
