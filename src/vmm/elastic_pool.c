@@ -478,18 +478,26 @@ void pllm_vmm_pool_settle(pllm_vmm_pool *pool)
     }
 }
 
-uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes)
+/* Of what is kept, as many pages as are wanted, or all; bytes. */
+static uint64_t drop_kept(pllm_vmm_pool *pool, uint64_t pages)
 {
-    uint64_t pages = bytes / pool->page_bytes + (bytes % pool->page_bytes != 0), freed;
     pllm_region_stats stats;
     pllm_region_stats_get(pool->region, &stats);
-    freed = pllm_region_trim(pool->region,
-                             pages < stats.kept_count ? stats.kept_count - (uint32_t)pages : 0);
+    return pllm_region_trim(pool->region,
+                            pages < stats.kept_count ? stats.kept_count - (uint32_t)pages : 0);
+}
+
+uint64_t pllm_vmm_pool_yield(pllm_vmm_pool *pool, uint64_t bytes)
+{
+    uint64_t pages = bytes / pool->page_bytes + (bytes % pool->page_bytes != 0);
+    uint64_t freed = drop_kept(pool, pages);
     if (freed >= bytes) return freed;
     pool->point_count = 0; /* nothing comes back before somebody grows */
-    wait_for_mapper(pool); /* who maps ahead right now, too */
-    if (pool->idle_count == 0) return freed;
+    wait_for_mapper(pool); /* who maps ahead right now, too; and who unmapped has kept something */
+    freed += drop_kept(pool, pages - freed / pool->page_bytes);
+    if (freed >= bytes || pool->idle_count == 0) return freed;
     pllm_region_work work = {0};
+    pllm_region_stats stats;
     uint64_t wanted = pages - freed / pool->page_bytes;
     for (uint32_t page = pool->page_max; page-- > 0 && work.moving_count < wanted;) {
         if (pool->idle_count == 0) break;

@@ -198,12 +198,34 @@ static void the_background_works_alone(void **state)
     vmm_rig_close(&rig);
 }
 
+/* The background may be unmapping just then, and what it unmaps is kept: it has to go as well. */
+static void compacting_leaves_nothing_behind_the_background(void **state)
+{
+    enum { ROUNDS = 100, MOST = 48 };
+    vmm_rig rig;
+    vmm_rig_open(&rig, KIND(state), 64, 64);
+    pllm_vmm_close(rig.vmm);
+    pllm_vmm_options options = {.struct_bytes = sizeof options};
+    assert_int_equal(pllm_vmm_open(&rig.memory.context, rig.device, &options, &rig.vmm), PLLM_OK);
+    pllm_vmm_pool_options keeps = {.kept_bytes = PLLM_UNLIMITED};
+    pllm_vmm_pool *pool = vmm_rig_model(&rig, "model", MOST, &keeps);
+    for (int round = 0; round < ROUNDS; round++) {
+        assert_int_equal(pllm_vmm_allocate(pool, 0, MOST * RIG_PAGE, NULL), PLLM_OK);
+        assert_int_equal(pllm_vmm_deallocate_after(pool, 0, MOST * RIG_PAGE, rig.stream), PLLM_OK);
+        while (vmm_rig_stats(pool).pending > 0) continue; /* until it has begun */
+        pllm_vmm_compact(rig.vmm, NULL);
+        assert_int_equal(vmm_rig_physical(&rig), 0);
+    }
+    vmm_rig_close(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         ON_BOTH(many_threads_use_one_pool),
         ON_BOTH(the_background_works_alone),
         ON_CUDA_LATE(the_background_works_alone),
+        ON_BOTH(compacting_leaves_nothing_behind_the_background),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
