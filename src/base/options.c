@@ -435,9 +435,10 @@ static int read_word(pllm_settings *settings, const char *word)
     }
     const pllm_command *command = pllm_command_find(settings->command);
     if (settings->positional_count == command->argument_max)
-        return pllm_fail(
-            PLLM_EINVAL, 0, "%s is one argument too many for %s %s; text with spaces needs quotes",
-            pllm_text_quote(word, quoted, sizeof quoted), command->name, command->arguments);
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "%s is one argument too many for %s%s%s; text with spaces needs quotes",
+                         pllm_text_quote(word, quoted, sizeof quoted), command->name,
+                         command->arguments[0] ? " " : "", command->arguments);
     int status = owned_copy(settings, word, &settings->positionals[settings->positional_count]);
     if (status == PLLM_OK) settings->positional_count++;
     return status;

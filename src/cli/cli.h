@@ -121,5 +121,7 @@ int command_trace(cli_program *cli);
 int command_top(cli_program *cli);
 int command_limit(cli_program *cli);
 int command_store(cli_program *cli); /* every "store ..." */
+/* Whether the values of its options mean anything, before a daemon is asked. EINVAL, ELIMIT. */
+int cli_store_check(const pllm_settings *settings);
 
 #endif

@@ -72,10 +72,12 @@ static void show_text(const char *name, const look *before, const look *now)
 {
     char t[10][CELL];
     const pllm_ledger_totals *all = &now->totals;
-    printf("ledger %s: %s mapped, %s held of %s; at most %s; %u members, %llu refusals\n", name,
+    int unlimited = all->limit_bytes == PLLM_SIZE_UNLIMITED;
+    printf("ledger %s: %s mapped, %s held of %s; at most %s; %u member%s, %llu refusal%s\n", name,
            cell(all->charged_bytes, t[0]), cell(all->held_bytes, t[1]),
-           cell(all->limit_bytes, t[2]), cell(all->peak_bytes, t[3]), all->member_count,
-           (unsigned long long)all->refused_count);
+           unlimited ? "unlimited" : cell(all->limit_bytes, t[2]), cell(all->peak_bytes, t[3]),
+           all->member_count, all->member_count == 1 ? "" : "s",
+           (unsigned long long)all->refused_count, all->refused_count == 1 ? "" : "s");
     printf("%-24s %8s %9s %9s %9s %9s %5s %11s %11s %9s %7s %9s\n", "NAME", "PID", "RESERVED",
            "MAPPED", "MINIMUM", "LIMIT", "PRIO", "MAPPING/s", "FREEING/s", "ASKED", "RECLAIM",
            "GAVE");
@@ -121,8 +123,8 @@ static int show_json(const char *name, const look *before, const look *now)
     for (int i = 0; i < now->count; i++)
         json_array_append_new(rows, row_json(&now->rows[i], rates_of(before, now, &now->rows[i])));
     return cli_print_json(json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "ledger", name, "limit_bytes",
-        (json_int_t)all->limit_bytes, "mapped_bytes", (json_int_t)all->charged_bytes, "held_bytes",
+        "{s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:o}", "ledger", name, "limit_bytes",
+        limit_json(all->limit_bytes), "mapped_bytes", (json_int_t)all->charged_bytes, "held_bytes",
         (json_int_t)all->held_bytes, "minimum_bytes", (json_int_t)all->minimum_bytes, "peak_bytes",
         (json_int_t)all->peak_bytes, "refusals", (json_int_t)all->refused_count, "members", rows));
 }

@@ -152,8 +152,12 @@ static int check_bench(const pllm_settings *settings)
 
 static int check_store(const pllm_settings *settings)
 {
-    if (strcmp(settings->command, "store create") == 0 && !settings->shape)
-        return pllm_fail(PLLM_EINVAL, 0, "store create needs --shape, such as 2,3");
+    if (strcmp(settings->command, "store create") == 0 &&
+        (!settings->shape || !settings->shape[0])) /* a shell's unset variable is no scalar */
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "store create needs --shape, such as 2,3, or [] for a single number");
+    int status = cli_store_check(settings);
+    if (status < 0) return status;
     if (settings->vram_limit == 0)
         return pllm_fail(PLLM_EINVAL, 0,
                          "--vram-limit 0 leaves no room for tensors: give a size such as 24GB");
@@ -175,6 +179,8 @@ static int check_given(const pllm_settings *settings)
     if (strcmp(command, "logits") == 0 && (!settings->ids || !settings->output))
         return pllm_fail(PLLM_EINVAL, 0, "logits needs --ids FILE and --output FILE.npy");
     if (strcmp(command, "bench") == 0) return check_bench(settings);
+    uint64_t bytes;
+    if (strcmp(command, "limit") == 0) return pllm_size_parse(settings->positionals[1], &bytes);
     if (strcmp(command, "detokenize") == 0 && !settings->ids)
         return pllm_fail(PLLM_EINVAL, 0, "detokenize needs --ids FILE, a JSON array or .npy");
     return PLLM_OK;

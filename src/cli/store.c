@@ -10,6 +10,7 @@
 #include "base/context.h"
 #include "base/size.h"
 #include "cli/store.h"
+#include "redis/mirror.h"
 #include "store/names.h"
 
 /* ---- connecting ---- */
@@ -61,6 +62,38 @@ int cli_store_spec(const pllm_settings *settings, pllm_store_spec *spec)
     spec->flags = PLLM_STORE_KEPT | (settings->pinned ? PLLM_STORE_PINNED : 0u) |
                   (settings->legacy ? PLLM_STORE_LEGACY : 0u);
     return cli_store_mode(settings->mode, "mode", &spec->mode);
+}
+
+static int parse_shape(const char *text, pllm_store_spec *spec)
+{
+    char brackets[256];
+    size_t bytes = strlen(text);
+    if (bytes > 240)
+        return pllm_fail(PLLM_EINVAL, 0, "--shape has at most %d numbers, such as 2,3",
+                         PLLM_STORE_RANK_MAX);
+    if (text[0] != '[') {
+        bytes = (size_t)snprintf(brackets, sizeof brackets, "[%s]", text);
+        text = brackets;
+    }
+    return pllm_store_shape_parse(text, bytes, &spec->rank, spec->shape);
+}
+
+int cli_store_check(const pllm_settings *settings)
+{
+    const char *command = settings->command + strlen("store ");
+    int serve = strcmp(command, "serve") == 0, create = strcmp(command, "create") == 0;
+    pllm_store_spec spec = {.struct_bytes = sizeof spec};
+    pllm_mirror_address address;
+    int status = PLLM_OK;
+    if (serve) status = cli_store_mode(settings->socket_mode, "socket-mode", &spec.mode);
+    if (serve && status == PLLM_OK && settings->redis && strcmp(settings->redis, "none") != 0)
+        status = pllm_mirror_address_parse(settings->redis, &address);
+    if (create || strcmp(command, "put") == 0)
+        status = cli_store_mode(settings->mode, "mode", &spec.mode);
+    if (create && status == PLLM_OK) status = parse_shape(settings->shape, &spec);
+    if (create && status == PLLM_OK)
+        status = pllm_store_dtype_parse(settings->dtype, strlen(settings->dtype), &spec.dtype);
+    return status;
 }
 
 /* ---- showing ---- */
@@ -253,20 +286,6 @@ static int store_stat(cli_program *cli, pllm_store *store)
 }
 
 /* ---- changes ---- */
-
-static int parse_shape(const char *text, pllm_store_spec *spec)
-{
-    char brackets[256];
-    size_t bytes = strlen(text);
-    if (bytes > 240)
-        return pllm_fail(PLLM_EINVAL, 0, "--shape has at most %d numbers, such as 2,3",
-                         PLLM_STORE_RANK_MAX);
-    if (text[0] != '[') {
-        bytes = (size_t)snprintf(brackets, sizeof brackets, "[%s]", text);
-        text = brackets;
-    }
-    return pllm_store_shape_parse(text, bytes, &spec->rank, spec->shape);
-}
 
 static int store_create(cli_program *cli, pllm_store *store)
 {

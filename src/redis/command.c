@@ -55,7 +55,11 @@ static int read_shape(const json_t *value, pllm_command *command)
     for (uint32_t i = 0; i < command->rank; i++) {
         int status = read_uint(json_array_get(value, i), "shape", 1, PLLM_STORE_BYTES_MAX,
                                &command->shape[i]);
-        if (status < 0) return status;
+        if (status < 0)
+            return pllm_fail(status, 0,
+                             "each dimension of \"shape\" has to be a whole number from 1 to "
+                             "%" PRIu64,
+                             (uint64_t)PLLM_STORE_BYTES_MAX);
     }
     return PLLM_OK;
 }

@@ -133,10 +133,11 @@ int pllm_store_memory_measure(const pllm_store_memory *memory, uint64_t bytes, u
     *charge_bytes_out = 0;
     if (bytes > BLOCK_BYTES_MAX ||
         (!legacy && pieces_of(memory, bytes, 0, NULL) > PLLM_STORE_BLOCK_PIECES_MAX))
-        return pllm_fail(PLLM_ELIMIT, 0,
-                         "a tensor of %llu bytes would take more than %d pieces of %llu",
-                         (unsigned long long)bytes, (int)PLLM_STORE_BLOCK_PIECES_MAX,
-                         (unsigned long long)memory->options.piece_bytes_max);
+        return pllm_fail(
+            PLLM_ELIMIT, 0,
+            "a tensor of %llu bytes is too large: it has at most %d pieces of %llu bytes",
+            (unsigned long long)bytes, (int)PLLM_STORE_BLOCK_PIECES_MAX,
+            (unsigned long long)memory->options.piece_bytes_max);
     if (legacy || bytes <= memory->options.small_bytes_max) unit = STORE_AREA_UNIT;
     *charge_bytes_out = (bytes + unit - 1) / unit * unit;
     return PLLM_OK;

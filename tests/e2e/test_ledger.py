@@ -80,6 +80,13 @@ class Ledger(ProgramTest):
         self.assertIsNone(self.member("talk")["limit_bytes"])
         self.succeed("limit", "total", "1GB", "--ledger", self.ledger)
         self.assertEqual(self.top()["limit_bytes"], 1_000_000_000)
+        self.succeed("limit", "total", "unlimited", "--ledger", self.ledger)
+        self.assertIsNone(self.top()["limit_bytes"])
+        text = self.succeed("top", "--once", "--ledger", self.ledger).decode()
+        self.assertIn("held of unlimited", text)
+        self.assertIn("1 member,", text)
+        wrong = self.run_program("limit", "total", "much", "--ledger", self.ledger)
+        self.assertEqual(wrong.returncode, 2)
 
     def test_what_cannot_be_is_refused(self):
         self.refuse("top", "--once", "--ledger", self.ledger, words=["no ledger", self.ledger])

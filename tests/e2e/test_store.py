@@ -143,6 +143,7 @@ class Store(StoreTest):
                       ("create", "x", "--shape", "2", "--dtype", "f33"),
                       ("create", "a b", "--shape", "2"), ("create", "cmd", "--shape", "2"),
                       ("create", "x", "--shape", "9" * 300), ("create", "y" * 129, "--shape", "2"),
+                      ("create", "x", "--shape", "300000000000"),
                       ("create", "x"), ("get", "x"), ("stat", "nothere"), ("ls", "a b"),
                       ("create", "x", "--shape", "2000000"), ("rename", "a"),
                       ("ls", "--socket", "/nonexistent/sock"), ("ls", "--socket", "y" * 200),
@@ -151,6 +152,16 @@ class Store(StoreTest):
                       ("serve", "--socket-mode", "rw", "--socket", self.path("s"))):
             with self.subTest(words):
                 self.refuse_store(*words)
+        # A wrong value is a wrong command line, and known before a daemon is asked.
+        away = ("--socket", self.path("away"))
+        for words in (("create", "x", "--shape", "2x3"), ("create", "x", "--shape", ""),
+                      ("create", "x", "--shape", "2", "--dtype", "float32"),
+                      ("create", "x", "--shape", "2", "--mode", "rw"),
+                      ("put", "x.npy", "--mode", "9"), ("serve", "--redis", "localhost:6379"),
+                      ("serve", "--socket-mode", "9")):
+            with self.subTest(words):
+                self.assertEqual(self.run_program("store", *words, *away).returncode, 2)
+        self.assertFalse(os.path.exists(self.path("away.lock")))
         self.assertEqual(self.names(), [])
         # A put that fails half way takes back what it made.
         path = self.write("many.safetensors", safetensors(
