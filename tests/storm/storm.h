@@ -139,6 +139,8 @@ void storm_look_end(storm_shared *shared, pllm_store *store, const storm_daemon 
                     const char *ledger);
 /* Descriptors of a process: of tensors' memory (bytes, each file once), and others. */
 void storm_descriptors(pid_t pid, uint64_t *memory_bytes_out, uint64_t *others_out);
+/* Bytes of files with what in their name that a process has mapped. */
+uint64_t storm_mapped(pid_t pid, const char *what);
 /* The pid of the redis-server there; 0: none answers. */
 pid_t storm_redis_pid(const storm_shared *shared);
 int storm_redis_do(const storm_shared *shared, const char *command); /* 1: it answered well */

@@ -537,6 +537,11 @@ static void leave(storm_self *self)
     self->store = NULL;
     self->handle_count = 0;
     ended(self, began, PLLM_OK, 0, ALLOWED(PLLM_OK));
+    uint64_t files, others, mapped = storm_mapped(getpid(), "/memfd:pagedllm");
+    storm_descriptors(getpid(), &files, &others);
+    if (files || mapped)
+        storm_fail(self->shared, "a client that closed its store has files of %llu and maps %llu",
+                   (unsigned long long)files, (unsigned long long)mapped);
 }
 
 /* ---- being quiet ---- */

@@ -234,8 +234,7 @@ void storm_descriptors(pid_t pid, uint64_t *memory_bytes_out, uint64_t *others_o
     if (files) closedir(files);
 }
 
-/* Bytes of tensors' memory that the process has mapped. */
-static uint64_t mapped_bytes(pid_t pid)
+uint64_t storm_mapped(pid_t pid, const char *what)
 {
     char path[32], line[512];
     uint64_t sum = 0;
@@ -243,8 +242,7 @@ static uint64_t mapped_bytes(pid_t pid)
     FILE *maps = fopen(path, "re");
     while (maps && fgets(line, sizeof line, maps)) {
         unsigned long long from, to;
-        if (strstr(line, "/memfd:pagedllm (deleted)") && sscanf(line, "%llx-%llx", &from, &to) == 2)
-            sum += to - from;
+        if (strstr(line, what) && sscanf(line, "%llx-%llx", &from, &to) == 2) sum += to - from;
     }
     if (maps) fclose(maps);
     return sum;
@@ -278,7 +276,7 @@ static int memory_right(const listing *list, const storm_daemon *daemon, const c
     uint64_t files, others, all = 0, least = 0, small = 0, small_count = 0;
     uint64_t charge = charged(ledger, daemon->pid, &all);
     storm_descriptors(daemon->pid, &files, &others);
-    uint64_t mapped = mapped_bytes(daemon->pid);
+    uint64_t mapped = storm_mapped(daemon->pid, "/memfd:pagedllm (deleted)");
     for (uint32_t i = 0; i < list->count; i++) {
         if (list->infos[i].spilled) continue;
         if (list->infos[i].bytes > 1 << 20) {
