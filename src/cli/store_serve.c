@@ -178,10 +178,8 @@ static void ignore_changed(void *user, const pllm_store_entry *entry)
     (void)user, (void)entry;
 }
 
-/* Beside the socket, so that each daemon has its own. */
-static int private_open(serving *s, pllm_store_server *server)
+static int private_folder(serving *s)
 {
-    snprintf(s->folder, sizeof s->folder, "%s.redis", pllm_store_server_path(server));
     struct stat about;
     if (mkdir(s->folder, 0700) != 0 && errno != EEXIST) {
         int code = errno;
@@ -196,8 +194,21 @@ static int private_open(serving *s, pllm_store_server *server)
                          "%s must be a folder that only this user can enter: remove it, or give "
                          "--redis",
                          s->folder);
-    int status =
-        pllm_redis_private_open(s->cli->context, s->folder, NULL, REDIS_START_MS, &s->redis);
+    return PLLM_OK;
+}
+
+/* Beside the socket, so that each daemon has its own. An earlier one may just be removing its. */
+static int private_open(serving *s, pllm_store_server *server)
+{
+    snprintf(s->folder, sizeof s->folder, "%s.redis", pllm_store_server_path(server));
+    int status;
+    for (int try = 0; try < 3; try++) {
+        status = private_folder(s);
+        if (status < 0) return status;
+        status =
+            pllm_redis_private_open(s->cli->context, s->folder, NULL, REDIS_START_MS, &s->redis);
+        if (status != PLLM_EIO || pllm_last_error()->native != ENOENT) break;
+    }
     if (status == PLLM_ENOTFOUND) {
         pllm_error kept = *pllm_last_error();
         return pllm_fail(status, 0, "%.800s; or leave Redis out with --redis none", kept.text);

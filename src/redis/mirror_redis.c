@@ -88,7 +88,10 @@ static redisContext *redis_connect(const pllm_mirror *mirror, char *why, size_t 
                                        : redisCommand(redis, "AUTH %s", to->password));
     if (good && to->database) good = reply_is_ok(redisCommand(redis, "SELECT %u", to->database));
     if (good) good = reply_is_ok(redisCommand(redis, "PING"));
-    if (good) return redis;
+    if (good) {
+        snprintf(why, why_bytes, "it does not take our scripts"); /* if that is what comes next */
+        return redis;
+    }
     snprintf(why, why_bytes, "%s",
              redis->err ? redis->errstr : "it refuses the password, the database or PING");
     redisFree(redis);
@@ -401,6 +404,7 @@ static void state_set(pllm_mirror *mirror, int connected, int wants_all)
     if (connected && !mirror->connected) mirror->stats.connects++;
     mirror->connected = connected;
     mirror->wants_all = wants_all;
+    if (wants_all) mirror->open = 0; /* what changes until it begins is part of it */
     if (!connected) {
         mirror->open = 0;
         pllm_mirror_list_clear(mirror, &mirror->list);

@@ -4,16 +4,19 @@
  * looks whether the parent is still there, since it may have died in between.
  *
  * A server that ends removes its socket, and one whose parent was killed may still do so when the
- * next one listens there already. So each holds a lock on folder/redis.lock for its life (taken
- * before exec, which keeps it), and the next one starts when the lock is free. */
+ * next one listens there already. So each holds a lock on folder/redis.lock for its life, by a
+ * descriptor that it inherits, and the next one starts when the lock is free. Whoever removes the
+ * files holds it, too. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -30,17 +33,15 @@ struct pllm_redis_private {
 enum { EXEC_FAILED = 127, EARLIER_MS = 1000 };
 
 /* In the child: nothing here may allocate. */
-static void child(const pllm_redis_private *redis, pid_t parent, int log)
+static void child(const pllm_redis_private *redis, pid_t parent, int log, int lock)
 {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
-    setsid(); /* a terminal's ^C is for us: we end it in order */
-    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    int lock = open(redis->lock, O_RDWR | O_CREAT | O_NOFOLLOW, 0600); /* stays open */
-    if (lock < 0 || fcntl(lock, F_SETLK, &whole) < 0) _exit(1);
+    setsid();                /* a terminal's ^C is for us: we end it in order */
+    fcntl(lock, F_SETFD, 0); /* the lock goes with it */
     int null = open("/dev/null", O_RDWR);
     dup2(null, 0);
     dup2(log, 1);
@@ -51,37 +52,53 @@ static void child(const pllm_redis_private *redis, pid_t parent, int log)
     _exit(EXEC_FAILED);
 }
 
-/* Waits for a server of a parent that is gone; one that takes too long is killed. */
-static int earlier_gone(const pllm_redis_private *redis)
+/* 1: the file is locked, and is the one that has the name. */
+static int lock_try(const pllm_redis_private *redis, int fd)
 {
-    int fd = open(redis->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return pllm_fail(PLLM_EIO, errno, "cannot open %s: %s", redis->lock, strerror(errno));
-    struct flock held = {0};
-    for (uint32_t ms = 0;; ms += 2) {
-        held = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET};
-        if (fcntl(fd, F_GETLK, &held) < 0 || held.l_type == F_UNLCK || ms > 2 * EARLIER_MS) break;
-        if (ms == EARLIER_MS && held.l_pid > 0) kill(held.l_pid, SIGKILL);
+    struct stat ours, named;
+    return flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &ours) == 0 &&
+           stat(redis->lock, &named) == 0 && ours.st_ino == named.st_ino &&
+           ours.st_dev == named.st_dev;
+}
+
+/* Waits for a server whose parent is gone, or that removes its files; one that takes too long is
+ * killed. The descriptor holds the lock. */
+static int lock_take(const pllm_redis_private *redis, int *fd_out)
+{
+    for (uint32_t ms = 0; ms < 2 * EARLIER_MS; ms += 2) {
+        char text[16] = "";
+        int fd = open(redis->lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0)
+            return pllm_fail(PLLM_EIO, errno, "cannot open %s: %s", redis->lock, strerror(errno));
+        *fd_out = fd;
+        if (lock_try(redis, fd)) return PLLM_OK;
+        int pid = pread(fd, text, sizeof text - 1, 0) > 0 ? atoi(text) : 0;
+        if (ms == EARLIER_MS && pid > 1) kill(pid, SIGKILL);
+        close(fd);
         nanosleep(&(struct timespec){.tv_nsec = 2 * 1000 * 1000}, NULL);
     }
-    close(fd);
-    if (held.l_type == F_UNLCK) return PLLM_OK;
-    return pllm_fail(PLLM_EIO, 0, "an earlier redis-server, process %d, still holds %s",
-                     (int)held.l_pid, redis->lock);
+    return pllm_fail(PLLM_EIO, 0, "an earlier redis-server still holds %s", redis->lock);
 }
 
 static int start(pllm_redis_private *redis)
 {
-    int status = earlier_gone(redis);
+    int lock = -1, status = lock_take(redis, &lock);
     if (status < 0) return status;
     int log = open(redis->log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (log < 0)
-        return pllm_fail(PLLM_EIO, errno, "cannot write %s: %s", redis->log, strerror(errno));
+    if (log < 0) {
+        status = pllm_fail(PLLM_EIO, errno, "cannot write %s: %s", redis->log, strerror(errno));
+        close(lock);
+        return status;
+    }
     unlink(redis->socket); /* of a server that was killed */
     pid_t parent = getpid(), pid = fork();
-    if (pid == 0) child(redis, parent, log);
+    if (pid == 0) child(redis, parent, log, lock);
     int error = errno;
+    char text[16];
+    int bytes = snprintf(text, sizeof text, "%d\n", (int)pid);
+    if (pid > 0) (void)!pwrite(lock, text, (size_t)bytes, 0);
     close(log);
+    close(lock); /* the child has it still */
     if (pid < 0)
         return pllm_fail(PLLM_EIO, error, "cannot start redis-server: %s", strerror(error));
     redis->pid = pid;
@@ -198,9 +215,8 @@ int pllm_redis_private_tend(pllm_redis_private *redis)
 /* Unless the next one uses them already. */
 static void files_remove(const pllm_redis_private *redis)
 {
-    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     int lock = open(redis->lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (lock < 0 || fcntl(lock, F_SETLK, &whole) == 0) {
+    if (lock < 0 || lock_try(redis, lock)) {
         unlink(redis->socket);
         unlink(redis->log);
         unlink(redis->lock);

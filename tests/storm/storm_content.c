@@ -67,7 +67,7 @@ int storm_content_write(storm_shared *shared, pllm_store_tensor *tensor, const c
     }
     uint64_t seq = atomic_load(&c->seq);
     atomic_store(&c->seq, seq | 1);
-    atomic_thread_fence(memory_order_seq_cst);
+    storm_barrier();
     if (!c->birth) {
         pllm_store_info info = {.struct_bytes = sizeof info};
         pllm_store_tensor_info(tensor, &info);
@@ -80,7 +80,7 @@ int storm_content_write(storm_shared *shared, pllm_store_tensor *tensor, const c
     for (uint64_t at = first_place(bytes); at < bytes; at = next_place(at, bytes))
         *(uint64_t *)((char *)c + at) = word_at(c, at);
     *counter_out = c->counter;
-    atomic_thread_fence(memory_order_seq_cst);
+    storm_barrier();
     atomic_store(&c->seq, (seq | 1) + 1);
     atomic_store(&c->lock, 0);
     return 1;
@@ -135,7 +135,7 @@ void storm_content_check(storm_shared *shared, const pllm_store_tensor *tensor, 
     uint64_t seq = atomic_load(&c->seq);
     copy_head(c, &head);
     uint64_t wrong = seq ? wrong_place(c, &head, bytes) : bytes;
-    atomic_thread_fence(memory_order_seq_cst);
+    storm_barrier();
     if (seq % 2 || atomic_load(&c->seq) != seq) {
         atomic_fetch_add(&shared->torn, 1);
         return;

@@ -51,7 +51,7 @@ static uint32_t holds_take(storm_place *place, storm_hold *holds)
     for (;;) {
         uint32_t before = atomic_load(&place->holding), count = place->hold_count;
         memcpy(holds, place->holds, sizeof place->holds);
-        atomic_thread_fence(memory_order_seq_cst);
+        storm_barrier();
         if (before % 2 == 0 && atomic_load(&place->holding) == before) return count;
         usleep(1000);
     }
@@ -355,7 +355,14 @@ static void quota_look(storm_shared *shared, pllm_store *store, const storm_daem
                             .dtype = PLLM_STORE_U8,
                             .rank = 1,
                             .shape = {daemon->quota_bytes}};
-    if (pllm_store_create(store, "quota", &spec, &all) < 0)
+    /* What was deleted while a lease of Redis had it is freed with that lease. */
+    uint64_t until = pllm_clock_ns() + UINT64_C(5000000000);
+    int status = pllm_store_create(store, "quota", &spec, &all);
+    while (status < 0 && pllm_clock_ns() < until) {
+        usleep(50000);
+        status = pllm_store_create(store, "quota", &spec, &all);
+    }
+    if (status < 0)
         storm_fail(shared, "nobody owns anything, and the quota is not free: %s",
                    pllm_last_error()->text);
     spec.shape[0] = 1;
