@@ -208,7 +208,7 @@ const pllm_option pllm_options[] = {
     UINT(ledger_priority, MEMBERS | ON(SERVE) | ON(LIMIT), "0", 0, 1000000,
          "who has more may make this process give back what is above its minimum; limit: the "
          "member's new one"),
-    STRING(ledger_name, MEMBERS, "NAME", NULL,
+    STRING(ledger_name, MEMBERS | ON(SERVE), "NAME", NULL,
            "what top and limit call this process; if not given, its command and pid"),
     BOOL(once, ON(TOP), "shows it once, with the rates of a quarter of a second"),
     STRING(dtype, ON(CREATE), "TYPE", "f32",

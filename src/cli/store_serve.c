@@ -59,11 +59,16 @@ static int ledger_join(serving *s, served_device *device, const char *name)
 {
     const pllm_settings *settings = s->cli->settings;
     char member[PLLM_LEDGER_NAME_MAX + 1];
-    snprintf(member, sizeof member, "store-%.24s", name);
+    if (settings->ledger_name)
+        snprintf(member, sizeof member, s->device_count > 1 ? "%.20s-%.16s" : "%s",
+                 settings->ledger_name, name);
+    else
+        snprintf(member, sizeof member, "store-%.24s", name);
     pllm_ledger_member_options options = {.struct_bytes = sizeof options,
                                           .priority = (int32_t)settings->ledger_priority,
                                           .name = member,
                                           .minimum_bytes = settings->ledger_minimum,
+                                          .adopt = 1, /* what clients map since before */
                                           .reclaim = reclaim,
                                           .user = device};
     if (settings->vram_limit != PLLM_SIZE_UNLIMITED) options.limit_bytes = settings->vram_limit;

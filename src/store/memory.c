@@ -265,7 +265,7 @@ static int adopt_piece(pllm_store_memory *memory, int fd, uint64_t bytes, uint32
                        const pllm_store_owner *owner, store_piece **piece_out)
 {
     pllm_chunk *chunk;
-    int status = store_charge(memory, bytes);
+    int status = store_charge_adopted(memory, bytes);
     if (status < 0) return status;
     status = memory->ops->chunk_import(memory->device, fd, bytes, read_only, &chunk);
     if (status < 0) goto fail_charge;

@@ -97,6 +97,9 @@ int store_piece_adopt(pllm_store_memory *memory, pllm_chunk *chunk, uint64_t byt
                       uint32_t read_only, const pllm_store_owner *owner, store_piece **piece_out);
 /* Charges, giving up what is ready where that makes room. */
 int store_charge(pllm_store_memory *memory, uint64_t bytes);
+/* The same for what a client brings: an earlier daemon may have charged it, and then it still is.
+ */
+int store_charge_adopted(pllm_store_memory *memory, uint64_t bytes);
 void store_credit(pllm_store_memory *memory, uint64_t bytes);
 uint64_t store_stock(const pllm_store_memory *memory); /* bytes READY, DIRTY and ZEROING */
 /* Gives up stocked pieces until bytes have gone, or none are left; what has gone. */

@@ -45,20 +45,31 @@ void store_credit(pllm_store_memory *memory, uint64_t bytes)
     memory->refused = 0;
 }
 
-static int charge_once(pllm_store_memory *memory, uint64_t bytes)
+static int charge_once(pllm_store_memory *memory, uint64_t bytes, int adopted)
 {
-    int status = pllm_budget_charge(memory->member, bytes);
+    int status = adopted ? pllm_budget_charge_carried(memory->member, bytes)
+                         : pllm_budget_charge(memory->member, bytes);
     if (status == PLLM_OK) memory->stats.charged_bytes += bytes;
+    return status;
+}
+
+static int charge(pllm_store_memory *memory, uint64_t bytes, int adopted)
+{
+    int status = charge_once(memory, bytes, adopted);
+    while (status == PLLM_ENODEVMEM &&
+           (store_slab_spare(memory) > 0 || store_stock_trim(memory, bytes) > 0))
+        status = charge_once(memory, bytes, adopted);
     return status;
 }
 
 int store_charge(pllm_store_memory *memory, uint64_t bytes)
 {
-    int status = charge_once(memory, bytes);
-    while (status == PLLM_ENODEVMEM &&
-           (store_slab_spare(memory) > 0 || store_stock_trim(memory, bytes) > 0))
-        status = charge_once(memory, bytes);
-    return status;
+    return charge(memory, bytes, 0);
+}
+
+int store_charge_adopted(pllm_store_memory *memory, uint64_t bytes)
+{
+    return charge(memory, bytes, 1);
 }
 
 int store_zero_now(pllm_store_memory *memory, pllm_va va, uint64_t bytes)
@@ -434,7 +445,7 @@ int pllm_store_memory_tick(pllm_store_memory *memory)
     if (class == memory->class_count || !stock_room(memory, class)) return 0;
     uint64_t bytes = memory->unit_bytes << class;
     store_piece *piece;
-    int status = charge_once(memory, bytes);
+    int status = charge_once(memory, bytes, 0);
     if (status == PLLM_OK) {
         status = piece_make(memory, class, 0, &piece);
         if (status < 0) store_credit(memory, bytes);

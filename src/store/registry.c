@@ -48,7 +48,7 @@ static void lists_init(pllm_registry *registry)
     memset(registry->buckets, 0xff, ((uint64_t)registry->bucket_mask + 1) * sizeof(uint32_t));
     memset(registry->reference_buckets, 0xff,
            ((uint64_t)registry->reference_mask + 1) * sizeof(uint32_t));
-    registry->effect_first = registry->effect_last = NONE;
+    registry->effect_first = registry->effect_last = registry->changed_first = NONE;
 }
 
 int pllm_registry_open(const pllm_context *context, const pllm_registry_options *options,

@@ -95,6 +95,8 @@ typedef struct pllm_store_record {      /* a tensor, as the registry holds it; r
     int64_t ctime_ns, mtime_ns;   /* wall time since 1970. mtime: last signal, seal or rename */
 } pllm_store_record;
 
+enum { PLLM_REGISTRY_DEVICES = 16 }; /* of which it counts what is mapped */
+
 typedef struct pllm_registry_options {
     uint32_t struct_bytes;
     uint32_t epoch;              /* of this start of the daemon, from 1; greater than all before */
@@ -217,6 +219,16 @@ int pllm_registry_hold(pllm_registry *registry, pllm_store_lease lease, uint32_t
                        uint32_t writable, uint32_t import, uint64_t now_ns);
 /* Does this lease import the tensor already? Then it need not be sent the descriptors again. */
 int pllm_registry_imports(const pllm_registry *registry, pllm_store_lease lease, uint32_t slot);
+
+/* What processes may have mapped, without legacy tensors. 1: *peer_out is one whose share changed
+ * since; 0: no more. */
+int pllm_registry_mapped_next(pllm_registry *registry, pllm_store_peer *peer_out);
+/* Bytes of that process (NULL: the sum over all of them), and of all of them together, each tensor
+ * once. Rounded up to 2 MiB for each lease: small tensors share that much. */
+uint64_t pllm_registry_mapped(const pllm_registry *registry, const pllm_store_peer *peer,
+                              uint32_t device);
+uint64_t pllm_registry_mapped_together(const pllm_registry *registry, uint32_t device);
+
 /* One reference less. A closed writer poisons nothing. Errors: ESTALE (no such reference). */
 int pllm_registry_drop(pllm_registry *registry, pllm_store_lease lease, uint32_t slot,
                        uint64_t generation, uint32_t writable, uint64_t now_ns);

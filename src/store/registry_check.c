@@ -106,6 +106,26 @@ static void users_check(const pllm_registry *registry)
     assert(all_bytes == registry->charged_bytes && all_count == registry->tensor_count); /* 5 */
 }
 
+/* What is mapped, of one lease or (NONE) of all together. */
+static void mapped_check(const pllm_registry *registry, uint32_t lease_index)
+{
+    uint64_t bytes[PLLM_REGISTRY_DEVICES] = {0};
+    for (uint32_t i = 0; i < registry->tensor_max; i++) {
+        const pllm_store_record *record = &registry->tensors[i].record;
+        if (record->state == PLLM_STORE_STATE_FREE || record->kind == PLLM_STORE_KIND_LEGACY ||
+            record->device >= PLLM_REGISTRY_DEVICES)
+            continue;
+        const reference *r =
+            lease_index == NONE ? NULL : pllm_registry_reference(registry, lease_index, i);
+        if (lease_index == NONE ? record->importer_count > 0 : r && r->importing)
+            bytes[record->device] += record->charge_bytes;
+    }
+    assert(memcmp(bytes,
+                  lease_index == NONE ? registry->mapped_bytes
+                                      : registry->leases[lease_index].mapped_bytes,
+                  sizeof bytes) == 0); /* 9 */
+}
+
 static void leases_check(const pllm_registry *registry)
 {
     uint32_t leases = 0, timed = 0, sockets = 0, references = 0;
@@ -120,6 +140,7 @@ static void leases_check(const pllm_registry *registry)
             count++;
         }
         assert(count == l->reference_count);
+        if (l->changed) mapped_check(registry, i);
         leases++;
         references += count;
         timed += l->kind == PLLM_STORE_LEASE_TIMED;
@@ -143,4 +164,5 @@ void pllm_registry_check(const pllm_registry *registry)
     effects_check(registry);
     users_check(registry);
     leases_check(registry);
+    mapped_check(registry, NONE);
 }

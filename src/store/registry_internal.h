@@ -18,14 +18,15 @@
  *   5. A user's bytes and count are the sums over its tensors that are not free.
  *   6. Generations are of this epoch, and no two tensors' are equal.
  *   7. A tensor with effects is in the list of effects, once; one without is not.
- *   8. A SPILLED tensor is sealed, unpinned, without importers, writers or sockets' references. */
+ *   8. A SPILLED tensor is sealed, unpinned, without importers, writers or sockets' references.
+ *   9. mapped_bytes are sums over what is imported, legacy tensors left out. */
 #ifndef PLLM_STORE_REGISTRY_INTERNAL_H
 #define PLLM_STORE_REGISTRY_INTERNAL_H
 
 #include "store/registry.h"
 
 #define NONE UINT32_MAX
-enum { DELETED_OLD = 512 };
+enum { DELETED_OLD = 512, MAPPED_UNIT = 2 << 20 };
 
 typedef struct user {
     uint32_t uid, count, count_max;
@@ -38,6 +39,8 @@ typedef struct lease {
     uint32_t next, references, reference_count;
     uint64_t expires_ns;
     pllm_store_peer peer;
+    uint64_t mapped_bytes[PLLM_REGISTRY_DEVICES]; /* of tensors that it imports */
+    uint32_t changed, changed_next;               /* changed: in the list of those */
 } lease;
 
 typedef struct reference {
@@ -68,6 +71,8 @@ struct pllm_registry {
     uint32_t bucket_mask, reference_mask;
     uint32_t free_tensor, free_lease, free_reference;
     uint32_t effect_first, effect_last;
+    uint32_t changed_first;
+    uint64_t mapped_bytes[PLLM_REGISTRY_DEVICES]; /* of tensors that anybody imports */
     uint32_t tensor_count, lease_count, reference_count, timed_count, socket_count, user_count;
     uint32_t count_per_user_max;
     uint64_t bytes_per_user_max, charged_bytes, next_expiry_ns;

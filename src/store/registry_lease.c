@@ -64,6 +64,71 @@ int pllm_registry_lease_renew(pllm_registry *registry, pllm_store_lease number, 
     return PLLM_OK;
 }
 
+/* ---- what a lease's process has mapped ---- */
+
+static void mapped_change(pllm_registry *registry, const reference *r, int more)
+{
+    const pllm_store_record *record = &registry->tensors[r->slot].record;
+    lease *l = &registry->leases[r->lease];
+    if (record->kind == PLLM_STORE_KIND_LEGACY || record->device >= PLLM_REGISTRY_DEVICES) return;
+    uint64_t change = more ? record->charge_bytes : -record->charge_bytes; /* modulo 2^64 */
+    l->mapped_bytes[record->device] += change;
+    if (record->importer_count == (uint32_t)(more != 0))
+        registry->mapped_bytes[record->device] += change;
+    if (l->changed) return;
+    l->changed = 1;
+    l->changed_next = registry->changed_first;
+    registry->changed_first = r->lease;
+}
+
+static void import_begin(pllm_registry *registry, reference *r)
+{
+    r->importing = 1;
+    registry->tensors[r->slot].record.importer_count++;
+    mapped_change(registry, r, 1);
+}
+
+static void import_end(pllm_registry *registry, reference *r)
+{
+    if (!r->importing) return;
+    registry->tensors[r->slot].record.importer_count--;
+    mapped_change(registry, r, 0);
+    r->importing = 0;
+}
+
+int pllm_registry_mapped_next(pllm_registry *registry, pllm_store_peer *peer_out)
+{
+    if (registry->changed_first == NONE) return 0;
+    lease *l = &registry->leases[registry->changed_first];
+    registry->changed_first = l->changed_next;
+    l->changed = 0;
+    *peer_out = l->peer;
+    return 1;
+}
+
+static uint64_t mapped_rounded(uint64_t bytes)
+{
+    return (bytes + MAPPED_UNIT - 1) / MAPPED_UNIT * MAPPED_UNIT;
+}
+
+uint64_t pllm_registry_mapped(const pllm_registry *registry, const pllm_store_peer *peer,
+                              uint32_t device)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < registry->lease_max; i++) {
+        const lease *l = &registry->leases[i];
+        if (l->kind &&
+            (!peer || (l->peer.pid == peer->pid && l->peer.pid_start == peer->pid_start)))
+            bytes += mapped_rounded(l->mapped_bytes[device]);
+    }
+    return bytes;
+}
+
+uint64_t pllm_registry_mapped_together(const pllm_registry *registry, uint32_t device)
+{
+    return mapped_rounded(registry->mapped_bytes[device]);
+}
+
 /* The fence of what dies while open for writing says so, unless no more was to come. */
 static void poison(pllm_registry *registry, tensor *t)
 {
@@ -116,8 +181,7 @@ static void imports_move(pllm_registry *registry, lease *from, const lease *to)
         if (pllm_registry_reference_get(registry, pllm_registry_lease_index(registry, to), slot,
                                         &r) == PLLM_OK &&
             !r->importing) {
-            r->importing = 1;
-            t->record.importer_count++;
+            import_begin(registry, r);
         }
         pllm_registry_settle(registry, t);
     }
@@ -274,8 +338,7 @@ void pllm_registry_reference_add(pllm_registry *registry, reference *r, uint32_t
         r->readers++;
     }
     if (import && !r->importing) {
-        r->importing = 1;
-        t->record.importer_count++;
+        import_begin(registry, r);
     }
 }
 
@@ -286,7 +349,7 @@ void pllm_registry_reference_end(pllm_registry *registry, reference *r)
     uint32_t index = (uint32_t)(r - registry->references);
     t->record.reference_count -= r->readers + r->writers;
     t->record.writer_count -= r->writers;
-    t->record.importer_count -= r->importing;
+    import_end(registry, r);
     t->record.socket_count -= l->kind == PLLM_STORE_LEASE_SOCKET;
     l->reference_count--;
 

@@ -79,6 +79,7 @@ static int device_open(pllm_store_server *server, const pllm_store_served *wante
     uint64_t limit = wanted->limit_bytes ? wanted->limit_bytes : UINT64_MAX / 2;
     pllm_budget *budget = wanted->budget;
     device->device = wanted->device;
+    device->budget = budget;
     int status = wanted->device->ops->info(wanted->device, &info);
     if (status < 0) return status;
     snprintf(device->uuid, sizeof device->uuid, "%s", info.uuid);
@@ -215,6 +216,7 @@ void pllm_store_server_close(pllm_store_server *server)
         pllm_free(server->context, c->pending);
         close(c->fd);
     }
+    if (server->registry) pllm_server_hold_end(server);
     tensors_end(server);
     for (uint32_t i = 0; i < server->device_count; i++) {
         pllm_store_memory_close(server->devices[i].memory);
@@ -328,6 +330,7 @@ static void sweep(pllm_store_server *server)
     uint64_t expiry = pllm_registry_sweep(server->registry, server->now_ns);
     server->sweep_ns = expiry < next ? expiry : next;
     pllm_server_effects(server);
+    pllm_server_carry(server);
     clock_set(server); /* the wall clock may have been set */
 }
 

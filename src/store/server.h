@@ -42,7 +42,8 @@ typedef struct pllm_store_part {
 typedef struct pllm_store_served {
     pllm_device *device; /* borrowed */
     pllm_budget
-        *budget; /* borrowed; attach it to a ledger to share a limit. NULL: one of its own */
+        *budget; /* borrowed; attach it to a ledger to share a limit: closing the server detaches
+                    it, since what clients map stays charged. NULL: one of its own */
     uint64_t limit_bytes; /* of the budget of its own; 0: none */
 } pllm_store_served;
 

@@ -97,6 +97,7 @@ void pllm_server_effects(pllm_store_server *server)
         if (server->part_count) parts_tell(server, &effect);
         if (effect.kinds & PLLM_EFFECT_FREE) memory_free(server, effect.record);
     }
+    pllm_server_hold(server);
 }
 
 /* ---- memory ---- */

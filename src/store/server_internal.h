@@ -57,6 +57,7 @@ typedef struct watch {
 typedef struct store_device {
     pllm_device *device;
     pllm_budget *own_budget; /* NULL: the caller's is used */
+    pllm_budget *budget;     /* the caller's, or NULL */
     pllm_budget_member *member;
     pllm_store_memory *memory;
     char uuid[PLLM_STORE_UUID_BYTES];
@@ -132,6 +133,12 @@ uint64_t pllm_server_spill(pllm_store_server *server, uint32_t device, uint64_t 
 void pllm_server_entry(pllm_store_server *server, const pllm_store_record *record,
                        pllm_store_entry *entry_out);
 void pllm_server_reclaim_all(pllm_store_server *server);
+
+/* server_hold.c: the ledger hears what clients map; what an earlier daemon left charged and nobody
+ * maps any more is let go of; clients' memory stays charged though this daemon lets go of it. */
+void pllm_server_hold(pllm_store_server *server);
+void pllm_server_carry(pllm_store_server *server);
+void pllm_server_hold_end(pllm_store_server *server);
 
 static inline int pllm_server_named(const pllm_store_record *record)
 {

@@ -10,10 +10,12 @@
  * Ledger: a charge is made here first, since it costs others nothing to be refused here, then in
  * the ledger, and taken back here if that refuses; bytes are used only after both. A credit goes to
  * the ledger first, so that who charges next finds it there.
+ * What is carried is charged in the ledger alone, and for memory that this process is yet to get.
  * Locks: one, a leaf; the ledger, which may wait, is called without it. */
 #include <assert.h>
 #include <pthread.h>
 #include "vmm/budget.h"
+#include "vmm/ledger.h"
 
 struct pllm_budget_member {
     pllm_budget *budget;
@@ -28,6 +30,7 @@ struct pllm_budget {
     pthread_mutex_t lock;
     pllm_budget_member *members;
     uint64_t limit_bytes, held_bytes, minimum_bytes, charged_bytes, peak_bytes, refused_count;
+    uint64_t carried_bytes; /* charged in the ledger, and not here */
     uint32_t member_count;
 };
 
@@ -49,8 +52,40 @@ int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_bud
 
 void pllm_budget_attach(pllm_budget *budget, pllm_ledger_member *ledger)
 {
+    uint64_t mapped;
     assert(budget->charged_bytes == 0);
     budget->ledger = ledger;
+    budget->carried_bytes = 0;
+    if (ledger) pllm_ledger_member_figures(ledger, &budget->carried_bytes, &mapped);
+}
+
+void pllm_budget_detach(pllm_budget *budget)
+{
+    budget->ledger = NULL;
+    budget->carried_bytes = 0;
+}
+
+pllm_ledger_member *pllm_budget_ledger(const pllm_budget *budget)
+{
+    return budget->ledger;
+}
+
+uint64_t pllm_budget_carried(const pllm_budget *budget)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&budget->lock;
+    pthread_mutex_lock(lock);
+    uint64_t bytes = budget->carried_bytes;
+    pthread_mutex_unlock(lock);
+    return bytes;
+}
+
+void pllm_budget_carry(pllm_budget *budget, uint64_t bytes_max)
+{
+    pthread_mutex_lock(&budget->lock);
+    uint64_t gone = budget->carried_bytes > bytes_max ? budget->carried_bytes - bytes_max : 0;
+    budget->carried_bytes -= gone;
+    pthread_mutex_unlock(&budget->lock);
+    if (gone) pllm_ledger_credit(budget->ledger, gone);
 }
 
 void pllm_budget_close(pllm_budget *budget)
@@ -170,23 +205,38 @@ static void credit_here(pllm_budget_member *member, uint64_t bytes)
     budget->held_bytes -= before - held(member);
 }
 
-int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
+static int charge(pllm_budget_member *member, uint64_t bytes, uint64_t carried_max)
 {
     pllm_budget *budget = member->budget;
     if (bytes == 0) return PLLM_OK; /* who is over may still map what it keeps */
     pthread_mutex_lock(&budget->lock);
     int status = charge_here(member, bytes);
+    uint64_t carried = budget->carried_bytes < carried_max ? budget->carried_bytes : carried_max;
     if (status == PLLM_OK && budget->ledger) {
+        budget->carried_bytes -= carried;
         pthread_mutex_unlock(&budget->lock);
-        status = pllm_ledger_charge(budget->ledger, bytes);
+        if (bytes > carried) status = pllm_ledger_charge(budget->ledger, bytes - carried);
         pthread_mutex_lock(&budget->lock);
-        if (status < 0) credit_here(member, bytes);
+        if (status < 0) {
+            credit_here(member, bytes);
+            budget->carried_bytes += carried;
+        }
     }
     budget->refused_count += status < 0;
     budget->peak_bytes =
         status < 0 ? budget->peak_bytes : most(budget->peak_bytes, budget->charged_bytes);
     pthread_mutex_unlock(&budget->lock);
     return status;
+}
+
+int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes)
+{
+    return charge(member, bytes, 0);
+}
+
+int pllm_budget_charge_carried(pllm_budget_member *member, uint64_t bytes)
+{
+    return charge(member, bytes, bytes);
 }
 
 void pllm_budget_credit(pllm_budget_member *member, uint64_t bytes)

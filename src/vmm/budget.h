@@ -20,13 +20,22 @@ typedef struct pllm_budget_member pllm_budget_member;
 
 int pllm_budget_open(const pllm_context *context, uint64_t limit_bytes, pllm_budget **budget_out);
 void pllm_budget_close(pllm_budget *budget); /* every member has left */
-/* Before anything is charged. Borrows ledger, which outlives the budget; NULL: alone again. */
+/* Before anything is charged. Borrows ledger, which outlives the budget; NULL: alone again. What
+ * the ledger's member has charged already (it took over what another left) is carried: charged for
+ * nobody here, until _charge_carried finds it again or _carry lets it go. */
 void pllm_budget_attach(pllm_budget *budget, pllm_ledger_member *ledger);
+/* Credits are not passed on any more: others map what this process is about to let go of, and the
+ * ledger finds out what stays when its member leaves. */
+void pllm_budget_detach(pllm_budget *budget);
+pllm_ledger_member *pllm_budget_ledger(const pllm_budget *budget); /* NULL: none */
+uint64_t pllm_budget_carried(const pllm_budget *budget);
+void pllm_budget_carry(pllm_budget *budget, uint64_t bytes_max); /* no more than that */
 /* EINVAL if minimum > limit; ENODEVMEM if the minimums together pass the budget's limit. */
 int pllm_budget_join(pllm_budget *budget, const char *name, uint64_t minimum_bytes,
                      uint64_t limit_bytes, pllm_budget_member **member_out);
 void pllm_budget_leave(pllm_budget_member *member); /* nothing charged; NULL is fine */
-int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes); /* OK or ENODEVMEM */
+int pllm_budget_charge(pllm_budget_member *member, uint64_t bytes);         /* OK or ENODEVMEM */
+int pllm_budget_charge_carried(pllm_budget_member *member, uint64_t bytes); /* of what is carried */
 void pllm_budget_credit(pllm_budget_member *member, uint64_t bytes);
 /* Live changes: OK, EINVAL, or ENODEVMEM as for join. */
 int pllm_budget_set_limit(pllm_budget *budget, uint64_t limit_bytes);

@@ -511,13 +511,12 @@ void pllm_ledger_set_reserved(pllm_ledger_member *member, uint64_t bytes)
     pllm_ledger_file_unlock(member->ledger->file);
 }
 
-int pllm_ledger_hold(pllm_ledger_member *member, int32_t pid, uint64_t bytes)
+static int hold(pllm_ledger_member *member, const pllm_ledger_process *process, uint64_t bytes,
+                const uint64_t *union_bytes)
 {
-    pllm_ledger_process process;
-    int status = pid ? pllm_ledger_process_find(pid, &process) : PLLM_OK;
-    if (status < 0) return pllm_fail(PLLM_ENOTFOUND, 0, "there is no process %d", pid);
-    status =
-        pllm_ledger_core_hold(lock(member->ledger), member->index, pid ? &process : NULL, bytes);
+    pllm_ledger_core *core = lock(member->ledger);
+    if (union_bytes) core->rows[member->index].union_bytes = *union_bytes;
+    int status = pllm_ledger_core_hold(core, member->index, process, bytes);
     unlock_and_wake(member->ledger);
     if (status < 0)
         return pllm_fail(status, 0,
@@ -525,6 +524,28 @@ int pllm_ledger_hold(pllm_ledger_member *member, int32_t pid, uint64_t bytes)
                          "many as it can",
                          PLLM_LEDGER_HOLDERS);
     return status;
+}
+
+int pllm_ledger_hold(pllm_ledger_member *member, int32_t pid, uint64_t bytes)
+{
+    pllm_ledger_process process;
+    int status = pid ? pllm_ledger_process_find(pid, &process) : PLLM_OK;
+    if (status < 0) return pllm_fail(PLLM_ENOTFOUND, 0, "there is no process %d", pid);
+    return hold(member, pid ? &process : NULL, bytes, NULL);
+}
+
+int pllm_ledger_member_hold(pllm_ledger_member *member, const pllm_ledger_process *process,
+                            uint64_t bytes, uint64_t union_bytes)
+{
+    return hold(member, process, bytes, &union_bytes);
+}
+
+void pllm_ledger_member_figures(const pllm_ledger_member *member, uint64_t *charged_out,
+                                uint64_t *mapped_out)
+{
+    *charged_out = lock(member->ledger)->rows[member->index].charged_bytes;
+    *mapped_out = pllm_ledger_core_mapped(&member->ledger->file->core, member->index);
+    pllm_ledger_file_unlock(member->ledger->file);
 }
 
 /* ---- live changes ---- */

@@ -112,7 +112,7 @@ static void row_clear(pllm_ledger_core *core, uint32_t index)
     sums_make(core);
 }
 
-static uint64_t others_map(const pllm_ledger_core *core, uint32_t index)
+uint64_t pllm_ledger_core_mapped(const pllm_ledger_core *core, uint32_t index)
 {
     uint64_t bytes = core->rows[index].others_bytes;
     for (uint32_t i = 0; i < PLLM_LEDGER_HOLDERS; i++)
@@ -122,10 +122,12 @@ static uint64_t others_map(const pllm_ledger_core *core, uint32_t index)
 }
 
 /* Two holders may map the same chunk, so their sum may be too much; it is never too little, and it
- * ends when they do. */
+ * ends when they do. A member that knows says what they map together. */
 uint64_t pllm_ledger_core_held_by_others(const pllm_ledger_core *core, uint32_t index)
 {
-    return least(core->rows[index].charged_bytes, others_map(core, index));
+    const pllm_ledger_row *row = &core->rows[index];
+    uint64_t bytes = least(row->charged_bytes, pllm_ledger_core_mapped(core, index));
+    return row->union_bytes ? least(bytes, sum_capped(row->union_bytes, row->others_bytes)) : bytes;
 }
 
 /* An orphan keeps what others map. */

@@ -58,6 +58,7 @@ typedef struct pllm_ledger_row {
     uint32_t gives_back; /* 1: it can be asked */
     uint64_t minimum_bytes, limit_bytes, charged_bytes;
     uint64_t others_bytes;   /* mapped by processes that no holder names: charged until told */
+    uint64_t union_bytes;    /* what holders map together, each byte once; 0: their sum */
     uint64_t reserved_bytes; /* address space, for people who look */
 
     /* Reclaim. request is a futex word: the member's thread sleeps on it. */
@@ -156,8 +157,9 @@ void pllm_ledger_core_reap(pllm_ledger_core *core, const pllm_ledger_process *pr
  * told. ELIMIT: no entry is free. */
 int pllm_ledger_core_hold(pllm_ledger_core *core, uint32_t row, const pllm_ledger_process *process,
                           uint64_t bytes);
-/* What of the row's charge others map. */
+/* What of the row's charge others map; and the sum over those who map, shared bytes for each. */
 uint64_t pllm_ledger_core_held_by_others(const pllm_ledger_core *core, uint32_t row);
+uint64_t pllm_ledger_core_mapped(const pllm_ledger_core *core, uint32_t row);
 
 /* What the row could charge now; with_reclaim: and if everybody gave back whom it may ask. */
 uint64_t pllm_ledger_core_room(const pllm_ledger_core *core, uint32_t row, int with_reclaim,

@@ -19,7 +19,7 @@
 
 #define FOLDER "/dev/shm"
 #define MAGIC ((uint64_t)0x72656764656c6c70) /* "plledger" */
-enum { VERSION = 1, LOCK_SECONDS = 3, NAME_MAX_BYTES = 31 };
+enum { VERSION = 2, LOCK_SECONDS = 3, NAME_MAX_BYTES = 31 };
 
 int pllm_ledger_path(const char *name, char *path, uint64_t path_bytes)
 {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -392,6 +393,221 @@ static void a_killed_daemon_is_followed(void **state)
     rmdir(folder);
 }
 
+/* ---- daemons in a ledger ---- */
+
+/* A daemon in a process of its own, a member of the ledger, without memory kept ready. */
+static pid_t ledger_daemon(const char *path, const char *ledger_name, uint64_t limit_bytes,
+                           uint32_t adopt_ms, int stop_fd)
+{
+    int ready[2];
+    char byte = 0;
+    assert_int_equal(pipe(ready), 0);
+    pid_t daemon = fork();
+    if (daemon == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no daemon */
+        pllm_device *device;
+        pllm_ledger *ledger;
+        pllm_ledger_member *member;
+        pllm_budget *budget;
+        pllm_store_server *server;
+        pllm_ledger_member_options as = {
+            .struct_bytes = sizeof as, .name = "store", .adopt = 1, .wait_ms = 20};
+        if (pllm_device_open_host(NULL, NULL, &device) < 0 ||
+            pllm_ledger_open(NULL, ledger_name, limit_bytes, &ledger) < 0 ||
+            pllm_ledger_join(ledger, &as, &member) < 0 ||
+            pllm_budget_open(NULL, UINT64_MAX / 2, &budget) < 0)
+            _exit(1);
+        pllm_budget_attach(budget, member);
+        pllm_store_served served = {.device = device, .budget = budget};
+        pllm_store_server_options options = {.struct_bytes = sizeof options,
+                                             .socket = path,
+                                             .devices = &served,
+                                             .device_count = 1,
+                                             .adopt_ms = adopt_ms,
+                                             .sweep_ms = 20};
+        if (pllm_store_server_open(NULL, &options, &server) < 0) _exit(2);
+        if (write(ready[1], "x", 1) != 1) _exit(3);
+        pllm_store_server_run(server, stop_fd);
+        pllm_store_server_close(server);
+        pllm_budget_close(budget);
+        pllm_ledger_leave(member);
+        pllm_ledger_close(ledger);
+        _exit(0);
+    }
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    return daemon;
+}
+
+typedef struct ledger_rig {
+    char folder[32], path[64], name[32];
+    pllm_ledger *ledger;
+    store_rig rig; /* only its path */
+} ledger_rig;
+
+static void ledger_rig_open(ledger_rig *r, uint64_t limit_bytes)
+{
+    memset(r, 0, sizeof *r);
+    strcpy(r->folder, "/tmp/store-test-XXXXXX");
+    assert_non_null(mkdtemp(r->folder));
+    snprintf(r->path, sizeof r->path, "%s/s.sock", r->folder);
+    snprintf(r->name, sizeof r->name, "store-death-%d", (int)getpid());
+    strcpy(r->rig.path, r->path);
+    assert_int_equal(pllm_ledger_open(NULL, r->name, limit_bytes, &r->ledger), PLLM_OK);
+}
+
+static void ledger_rig_close(ledger_rig *r)
+{
+    pllm_ledger_close(r->ledger);
+    assert_int_equal(pllm_ledger_remove(NULL, r->name), PLLM_OK);
+    unlink(r->path);
+    strcat(r->path, ".lock");
+    unlink(r->path);
+    rmdir(r->folder);
+}
+
+/* The store's row, or zeros. */
+static pllm_ledger_member_info store_row(ledger_rig *r)
+{
+    pllm_ledger_member_info rows[PLLM_LEDGER_MEMBERS_MAX] = {{{0}}};
+    int count = pllm_ledger_list(r->ledger, rows, PLLM_LEDGER_MEMBERS_MAX, NULL);
+    for (int i = 0; i < count; i++)
+        if (strcmp(rows[i].name, "store") == 0) return rows[i];
+    return (pllm_ledger_member_info){.charged_bytes = 0};
+}
+
+/* Within 2 s the store has that charged. */
+static void charged_becomes(ledger_rig *r, uint64_t bytes)
+{
+    uint64_t until = pllm_clock_ns() + 2000000000u;
+    while (store_row(r).charged_bytes != bytes && pllm_clock_ns() < until) usleep(2000);
+    assert_int_equal(store_row(r).charged_bytes, bytes);
+}
+
+static void is_gone(ledger_rig *r)
+{
+    uint64_t until = pllm_clock_ns() + 2000000000u;
+    while (store_row(r).alive && pllm_clock_ns() < until) usleep(2000);
+    assert_int_equal(store_row(r).alive, 0);
+}
+
+/* What a client maps stays charged when the daemon is killed, once, however many map it; the next
+ * daemon takes the charge over, so that offers fit into a ledger that is full. */
+static void a_killed_daemon_leaves_charged_what_is_mapped(void **state)
+{
+    (void)state;
+    ledger_rig r;
+    ledger_rig_open(&r, 8 * MIB);
+    pid_t daemon = ledger_daemon(r.path, r.name, 0, 60000, -1);
+    store_talk talk, reader;
+    held large, small, seen;
+    store_talk_open(&r.rig, &talk);
+    store_talk_open(&r.rig, &reader);
+    assert_int_equal(store_create(&talk, "large", 6 * MIB, 0), PLLM_OK);
+    keep(&talk, &large, 1);
+    assert_int_equal(store_row(&r).held_by_others_bytes, 6 * MIB);
+    assert_int_equal(store_create(&talk, "small", 4096, 0), PLLM_OK);
+    keep(&talk, &small, 1);
+    assert_int_equal(store_open(&reader, "large", 0), PLLM_OK);
+    keep(&reader, &seen, 0);
+    assert_int_equal(store_row(&r).held_by_others_bytes, 8 * MIB);
+    large.data[9] = 99;
+    for (int life = 0; life < 2; life++) {
+        end(daemon);
+        store_talk_close(&talk);
+        store_talk_close(&reader);
+        is_gone(&r);
+        assert_int_equal(store_row(&r).charged_bytes, 8 * MIB);
+
+        daemon = ledger_daemon(r.path, r.name, 0, 60000, -1);
+        store_talk_open(&r.rig, &talk);
+        store_talk_open(&r.rig, &reader);
+        assert_int_equal(store_row(&r).alive, 1);
+        assert_int_equal(store_row(&r).charged_bytes, 8 * MIB);
+        assert_int_equal(store_create(&talk, "more", 2 * MIB, 0), PLLM_ENODEVMEM);
+        assert_int_equal(offer(&talk, &large, 1, 0), PLLM_OK);
+        large.info.generation = talk.answer.tensor.info.generation;
+        assert_int_equal(offer(&talk, &small, 1, 0), PLLM_OK);
+        small.info.generation = talk.answer.tensor.info.generation;
+        assert_int_equal(offer(&reader, &seen, 0, 0), PLLM_OK);
+        seen.info.generation = reader.answer.tensor.info.generation;
+        assert_int_equal(store_row(&r).charged_bytes, 8 * MIB);
+        assert_int_equal(store_row(&r).held_by_others_bytes, 8 * MIB);
+    }
+    assert_int_equal(large.data[9], 99);
+    /* Closed by one it is mapped by the other; closed by both it is nobody's charge. */
+    pllm_wire_info info = talk.answer.tensor.info; /* of the small one */
+    assert_int_equal(store_shut(&talk, info.slot, info.generation, 1), PLLM_OK);
+    assert_int_equal(store_unmapped(&talk, info.slot, info.generation), PLLM_OK);
+    assert_int_equal(store_row(&r).held_by_others_bytes, 6 * MIB);
+    assert_int_equal(store_name(&talk, PLLM_WIRE_DELETE, "large", 0, NULL), PLLM_OK);
+    assert_int_equal(store_row(&r).held_by_others_bytes, 6 * MIB);
+    forget(&large);
+    forget(&small);
+    forget(&seen);
+    end(daemon);
+    store_talk_close(&talk);
+    store_talk_close(&reader);
+    pllm_ledger_member *heir; /* who knows that nothing is mapped any more */
+    pllm_ledger_member_options as = {.struct_bytes = sizeof as, .name = "store", .adopt = 1};
+    assert_int_equal(pllm_ledger_join(r.ledger, &as, &heir), PLLM_OK);
+    assert_int_equal(pllm_ledger_hold(heir, getpid(), 0), PLLM_OK);
+    pllm_ledger_leave(heir);
+    ledger_rig_close(&r);
+}
+
+/* What nobody offers stays charged as long as the process lives that maps it, and no longer. */
+static void what_is_not_offered_is_let_go_with_its_process(void **state)
+{
+    (void)state;
+    ledger_rig r;
+    ledger_rig_open(&r, 64 * MIB);
+    pid_t daemon = ledger_daemon(r.path, r.name, 0, 40, -1);
+    pid_t client = child_of(&r.rig, make_and_hold); /* 8 MiB */
+    assert_int_equal(store_row(&r).held_by_others_bytes, 8 * MIB);
+    end(daemon);
+    is_gone(&r);
+    assert_int_equal(store_row(&r).charged_bytes, 8 * MIB);
+    daemon = ledger_daemon(r.path, r.name, 0, 40, -1);
+    store_talk talk;
+    store_talk_open(&r.rig, &talk);
+    assert_int_equal(store_create(&talk, "mine", 2 * MIB, 0), PLLM_OK);
+    usleep(150000); /* the time for offers is over */
+    assert_int_equal(store_row(&r).charged_bytes, 10 * MIB);
+    end(client);
+    charged_becomes(&r, 2 * MIB);
+    talk.ask = (pllm_wire_message){.op = PLLM_WIRE_BYE};
+    (void)store_ask(&talk, NULL, 0);
+    store_talk_close(&talk);
+    charged_becomes(&r, 0);
+    end(daemon);
+    ledger_rig_close(&r);
+}
+
+/* The same where the daemon ends in good order: it lets go of memory that clients still map. */
+static void a_daemon_that_is_told_to_end_leaves_that_charged_too(void **state)
+{
+    (void)state;
+    ledger_rig r;
+    ledger_rig_open(&r, 64 * MIB);
+    int told[2];
+    assert_int_equal(pipe(told), 0);
+    pid_t daemon = ledger_daemon(r.path, r.name, 0, 0, told[0]);
+    pid_t client = child_of(&r.rig, make_and_hold);
+    assert_int_equal(write(told[1], "x", 1), 1);
+    int status;
+    assert_int_equal(waitpid(daemon, &status, 0), daemon);
+    assert_int_equal(status, 0);
+    close(told[0]);
+    close(told[1]);
+    assert_int_equal(store_row(&r).alive, 0);
+    assert_int_equal(store_row(&r).charged_bytes, 8 * MIB);
+    end(client);
+    charged_becomes(&r, 0);
+    ledger_rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -401,6 +617,9 @@ int main(void)
         cmocka_unit_test(a_new_daemon_takes_over_what_clients_hold),
         cmocka_unit_test(offers_end),
         cmocka_unit_test(a_killed_daemon_is_followed),
+        cmocka_unit_test(a_killed_daemon_leaves_charged_what_is_mapped),
+        cmocka_unit_test(what_is_not_offered_is_let_go_with_its_process),
+        cmocka_unit_test(a_daemon_that_is_told_to_end_leaves_that_charged_too),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
