@@ -18,6 +18,7 @@ help: ## this list
 build: ## the program, at build/release/pagedllm
 	@scripts/bootstrap.sh build
 	@scripts/build.sh release -DPLLM_TESTS=OFF -DPLLM_BENCH=OFF $(CMAKE_ARGS)
+	@echo "pagedllm: the program is build/release/pagedllm" >&2
 
 model: ## models/SmolLM2-135M-Instruct.Q4_1.gguf, the model of the demo and the tests
 	@scripts/model.sh

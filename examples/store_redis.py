@@ -44,7 +44,8 @@ def command(ask, **words):
 
 
 def main():
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 4 or sys.argv[2] not in ("create", "get", "delete") or (
+            sys.argv[2] == "create" and len(sys.argv) < 5):
         sys.exit(__doc__)
     path, op, name = sys.argv[1:4]
     ask = connect(path)
@@ -64,4 +65,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error: # no Redis there, most often
+        sys.exit(f"store_redis: {error}")

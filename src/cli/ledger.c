@@ -68,15 +68,20 @@ static const char *cell(uint64_t bytes, char *text)
     return text;
 }
 
+/* Of the ledger: there is always something to say. */
+static const char *sum(uint64_t bytes, char text[CELL])
+{
+    if (bytes != 0 && bytes != PLLM_SIZE_UNLIMITED) return cell(bytes, text);
+    return bytes ? "unlimited" : "0 B";
+}
+
 static void show_text(const char *name, const look *before, const look *now)
 {
     char t[10][CELL];
     const pllm_ledger_totals *all = &now->totals;
-    int unlimited = all->limit_bytes == PLLM_SIZE_UNLIMITED;
     printf("ledger %s: %s mapped, %s held of %s; at most %s; %u member%s, %llu refusal%s\n", name,
-           cell(all->charged_bytes, t[0]), cell(all->held_bytes, t[1]),
-           unlimited ? "unlimited" : cell(all->limit_bytes, t[2]), cell(all->peak_bytes, t[3]),
-           all->member_count, all->member_count == 1 ? "" : "s",
+           sum(all->charged_bytes, t[0]), sum(all->held_bytes, t[1]), sum(all->limit_bytes, t[2]),
+           sum(all->peak_bytes, t[3]), all->member_count, all->member_count == 1 ? "" : "s",
            (unsigned long long)all->refused_count, all->refused_count == 1 ? "" : "s");
     printf("%-24s %8s %9s %9s %9s %9s %5s %11s %11s %9s %7s %9s\n", "NAME", "PID", "RESERVED",
            "MAPPED", "MINIMUM", "LIMIT", "PRIO", "MAPPING/s", "FREEING/s", "ASKED", "RECLAIM",

@@ -15,6 +15,7 @@
  * "reserved" is the most physical memory held at once, over the most bytes asked for at once. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/clock.h"
 #include "base/context.h"
 #include "base/histogram.h"
@@ -411,6 +412,17 @@ static int make(pool_bench *b, const pllm_pool_workload *workload, entry *e)
     return workload->make(e->log);
 }
 
+static int unknown_log(const char *which)
+{
+    char names[160] = "";
+    size_t used = 0;
+    for (uint32_t i = 0; i < pllm_pool_workload_count && used < sizeof names; i++)
+        used +=
+            (size_t)snprintf(names + used, sizeof names - used, "%s ", pllm_pool_workloads[i].name);
+    return pllm_fail(PLLM_ENOTFOUND, 0,
+                     "there is no file %.200s, and the logs made here are %sor all", which, names);
+}
+
 /* "all", the name of a bundled one, or a file. */
 static int choose(pool_bench *b, const char *which, entry *entries, uint32_t *count)
 {
@@ -422,6 +434,7 @@ static int choose(pool_bench *b, const char *which, entry *entries, uint32_t *co
         if (status < 0 || !all) return status;
     }
     if (*count) return PLLM_OK;
+    if (access(which, F_OK) != 0 && !strchr(which, '/')) return unknown_log(which);
     return load(b, which, &entries[(*count)++]);
 }
 

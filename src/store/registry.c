@@ -152,13 +152,14 @@ int pllm_registry_quota_set(pllm_registry *registry, uint32_t uid, uint64_t byte
 static int quota_check(const user *u, uint64_t charge_bytes)
 {
     if (u->count_max && u->count >= u->count_max)
-        return pllm_fail(PLLM_ELIMIT, 0, "user %u owns %u tensors, which is the limit", u->uid,
+        return pllm_fail(PLLM_ELIMIT, 0, "user %u owns %u tensors, the most: delete some", u->uid,
                          u->count);
     if (u->bytes_max && (charge_bytes > u->bytes_max || u->bytes > u->bytes_max - charge_bytes))
-        return pllm_fail(PLLM_ELIMIT, 0,
-                         "user %u owns %llu bytes and may own %llu: %llu more are too many", u->uid,
-                         (unsigned long long)u->bytes, (unsigned long long)u->bytes_max,
-                         (unsigned long long)charge_bytes);
+        return pllm_fail(
+            PLLM_ELIMIT, 0,
+            "user %u owns %llu bytes of at most %llu: %llu more do not fit, delete some", u->uid,
+            (unsigned long long)u->bytes, (unsigned long long)u->bytes_max,
+            (unsigned long long)charge_bytes);
     return PLLM_OK;
 }
 

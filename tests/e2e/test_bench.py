@@ -113,6 +113,7 @@ class Bench(ProgramTest):
             file.write("f 7 1\n")
         self.refuse("bench", "pool", "--log", path, words=["line 9", "no block has that id"])
         self.refuse("bench", "pool", "--log", path + "x", words=["own.logx"])
+        self.refuse("bench", "pool", "--log", "fixd", words=["fixd", "fixed", "streams"])
         result = self.run_program("bench", MODEL, "--log", path)
         self.assertEqual((result.returncode, result.stdout), (2, b""))
         self.assertIn(b"--log", result.stderr)
