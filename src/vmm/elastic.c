@@ -422,6 +422,15 @@ static void pool_close(pllm_vmm_pool *pool)
     pool_free(pool);
 }
 
+/* The lock of the vmm is held: what people who look at the ledger see as reserved. */
+static void reserved_tell(pllm_vmm *vmm)
+{
+    uint64_t bytes = 0;
+    for (const pllm_vmm_pool *pool = vmm->pools; pool; pool = pool->next)
+        if (__builtin_add_overflow(bytes, pool->capacity, &bytes)) bytes = UINT64_MAX;
+    if (vmm->ledger_member) pllm_ledger_set_reserved(vmm->ledger_member, bytes);
+}
+
 static pllm_vmm_pool **find_link(pllm_vmm *vmm, const char *name)
 {
     pllm_vmm_pool **link = &vmm->pools;
@@ -449,6 +458,7 @@ int pllm_vmm_register(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_optio
         status = pllm_fail(PLLM_EEXIST, 0, "there is a model %s already", name);
     else
         *link = pool;
+    reserved_tell(vmm);
     pthread_mutex_unlock(&vmm->lock);
     if (status < 0) {
         pool_close(pool);
@@ -468,6 +478,7 @@ void pllm_vmm_unregister(pllm_vmm_pool *pool)
     pllm_vmm_pool **link = find_link(vmm, pool->name);
     assert(*link == pool);
     *link = pool->next;
+    reserved_tell(vmm);
     pthread_mutex_unlock(&vmm->lock);
     pool_close(pool);
 }

@@ -28,6 +28,7 @@ static pid_t child_of(store_rig *rig, void (*work)(store_rig *rig))
     assert_int_equal(pipe(ready), 0);
     pid_t child = fork();
     if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no child */
         work(rig);
         if (write(ready[1], "x", 1) != 1) _exit(1);
         for (;;) pause();

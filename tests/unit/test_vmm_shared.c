@@ -75,6 +75,20 @@ static uint64_t held(const pair *p) /* pages, in the ledger */
     return totals.held_bytes / RIG_PAGE;
 }
 
+/* Addresses of that member's models, in pages, as `pagedllm top` shows them. */
+static uint64_t reserved(const pair *p, const char *member)
+{
+    pllm_ledger *ledger;
+    pllm_ledger_member_info rows[PLLM_LEDGER_MEMBERS_MAX];
+    uint64_t bytes = UINT64_MAX;
+    assert_int_equal(pllm_ledger_open(NULL, p->name, 0, &ledger), PLLM_OK);
+    int count = pllm_ledger_list(ledger, rows, PLLM_LEDGER_MEMBERS_MAX, NULL);
+    for (int i = 0; i < count; i++)
+        if (strcmp(rows[i].name, member) == 0) bytes = rows[i].reserved_bytes;
+    pllm_ledger_close(ledger);
+    return bytes / RIG_PAGE;
+}
+
 static uint64_t kept(pllm_vmm_pool *pool)
 {
     return vmm_rig_stats(pool).kept_bytes / RIG_PAGE;
@@ -93,6 +107,11 @@ static void what_one_keeps_goes_to_the_other(void **state)
     assert_int_equal(pllm_vmm_allocate(high, 0, 12 * RIG_PAGE, NULL), PLLM_OK);
     assert_true(kept(low) <= 3);
     assert_true(held(&p) <= LIMIT);
+    assert_int_equal(reserved(&p, "low"), 4 * LIMIT);
+    pllm_vmm_pool *second = model(&p, p.low, "second", &keeps);
+    assert_int_equal(reserved(&p, "low"), 8 * LIMIT);
+    pllm_vmm_unregister(second);
+    assert_int_equal(reserved(&p, "low"), 4 * LIMIT);
     /* 2 are the low one's for good; it uses 1. */
     vmm_rig_refused(pllm_vmm_allocate(high, 12 * RIG_PAGE, 3 * RIG_PAGE, NULL), PLLM_ENODEVMEM,
                     "do not fit");
