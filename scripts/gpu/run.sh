@@ -132,6 +132,7 @@ speed() { # speed NAME LIMIT WORDS...: a command whose first word pagedllm is th
         pagedllm) word=$build/pagedllm ;;
         *.gguf) word=$model lacking=$no_model ;;
         */huggingface.py) lacking=$no_torch ;;
+        */weights.py) lacking=$no_model ;;
         esac
         words+=("$word")
     done
@@ -146,7 +147,7 @@ python=""
 no_torch="torch and transformers are not here"
 ! ${python:-false} -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("transformers")))' \
     2>/dev/null || no_torch=""
-export MODEL=$model
+export MODEL=$model PAGEDLLM_PROGRAM=$build/pagedllm
 if [ ${#smoke[@]} -gt 0 ]; then
     speed smoke 120 pagedllm bench --device cuda --json --shape smollm2-135m --random-weights --depth 256 --prefill 256 \
         --decode 16

@@ -13,6 +13,7 @@
  * GiB in 18 ms, where cuMemHostAlloc takes 330. */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -30,6 +31,7 @@ typedef struct cuda_chunk {
     unsigned long long memory; /* the driver's handle */
     uint32_t map_count;        /* under the device's lock */
     uint32_t imported, fresh, read_only;
+    int fd; /* of an imported one: the driver exports only what it created; else 0 */
 } cuda_chunk;
 
 cuda_allocation cuda_allocation_of(const cuda_device *cuda)
@@ -134,7 +136,9 @@ void cuda_chunk_destroy(pllm_device *device, pllm_chunk *handle)
     if (!chunk) return;
     assert(chunk->map_count == 0);
     CUDA_NOTE(cuda, memory_release, chunk->memory);
-    if (!chunk->imported) {
+    if (chunk->imported) {
+        close(chunk->fd);
+    } else {
         pthread_mutex_lock(&cuda->lock);
         assert(cuda->used_bytes >= chunk->bytes);
         cuda->used_bytes -= chunk->bytes;
@@ -318,6 +322,12 @@ int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, uint32_t read_onl
     if (!atomic_load(&cuda->exportable))
         return pllm_fail(PLLM_EUNSUPPORTED, 0,
                          "%s: memory can't be exported to other processes here", cuda->name);
+    if (chunk->imported) { /* as it came: passed on, it means the same memory */
+        *fd_out = fcntl(chunk->fd, F_DUPFD_CLOEXEC, 0);
+        if (*fd_out >= 0) return PLLM_OK;
+        return pllm_fail(PLLM_EDEVICE, errno, "no descriptor for an imported chunk: %s",
+                         strerror(errno));
+    }
     if (chunk->fresh) status = map_once(cuda, chunk);
     if (status == PLLM_OK)
         status = CUDA_DO(cuda, memory_export, fd_out, chunk->memory, CUDA_HANDLE_FILE, 0);
@@ -340,7 +350,15 @@ int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read
         return pllm_fail(PLLM_EINVAL, 0, "descriptor %d is no exported chunk of a CUDA device", fd);
     cuda_chunk *chunk = pllm_alloc(device->context, sizeof *chunk);
     if (!chunk) return pllm_fail_memory("a chunk", sizeof *chunk);
-    *chunk = (cuda_chunk){.bytes = bytes, .imported = 1, .read_only = read_only != 0};
+    *chunk = (cuda_chunk){.bytes = bytes,
+                          .imported = 1,
+                          .read_only = read_only != 0,
+                          .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)};
+    if (chunk->fd < 0) {
+        status = pllm_fail(PLLM_EDEVICE, errno, "no descriptor to keep for an imported chunk: %s",
+                           strerror(errno));
+        goto fail_free;
+    }
     status = CUDA_DO(cuda, memory_import, &chunk->memory, (void *)(intptr_t)fd, CUDA_HANDLE_FILE);
     if (status < 0) goto fail_chunk;
     status = map_once(cuda, chunk);
@@ -350,6 +368,8 @@ int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read
 fail_memory:
     CUDA_NOTE(cuda, memory_release, chunk->memory);
 fail_chunk:
+    close(chunk->fd);
+fail_free:
     pllm_free(device->context, chunk);
     if (atomic_load(&cuda->dead)) return status;
     return pllm_fail(PLLM_EINVAL, pllm_last_error()->native,

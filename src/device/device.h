@@ -65,6 +65,7 @@ typedef struct pllm_device_ops {
      * the memory, whatever becomes of the chunk. read_only: who has only this descriptor can map it
      * for reading only. The host device sees to that; a GPU's descriptors can't be restricted, so
      * there it is for the importer to keep.
+     * Imported chunks are exported too.
      * Errors: EUNSUPPORTED (memory can't be exported here), EDEVICE. */
     int (*chunk_export)(pllm_device *device, pllm_chunk *chunk, uint32_t read_only, int *fd_out);
     /* fd stays the caller's. bytes is what the exporter said, and is checked. read_only: it will be

@@ -316,8 +316,10 @@ static int fake_memory_export(void *fd_out, unsigned long long handle, int type,
     STEP_IN("cuMemExportToShareableHandle");
     if (type != CUDA_HANDLE_FILE || flags) return CUDA_INVALID_VALUE;
     pthread_mutex_lock(&lock);
+    const int imported = memories[handle - 1].imported != 0; /* only its maker exports memory */
     uint64_t value = EXPORT_MARK | (uint32_t)memories[handle - 1].segment;
     pthread_mutex_unlock(&lock);
+    if (imported) return CUDA_INVALID_VALUE;
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) return CUDA_OUT_OF_MEMORY;
     if (write(fd, &value, sizeof value) != sizeof value) abort();
