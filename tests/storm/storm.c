@@ -633,6 +633,8 @@ static void report(const storm *s, FILE *to)
                 (double)atomic_load(&shared->figures[i].longest_ns) / 1e6);
     fprintf(to,
             "},\n  \"calls_by_kind_is\": \"calls, refused, longest ms beyond its own wait\",\n"
+            "  \"longest_is\": \"two threads take turns at a store, and the daemon was stopped for "
+            "longer than its timeout\",\n"
             "  \"checked\": \"references of every tensor, contents, Redis, charge, descriptors, "
             "mappings, quota, processes left\",\n  \"result\": \"held\"\n}\n");
 }
