@@ -296,9 +296,10 @@ static int memory_right(const listing *list, const storm_daemon *daemon, const c
              (unsigned long long)all, (unsigned long long)others,
              (unsigned long long)daemon->base_fds);
     /* Taken over from an earlier daemon, a file may be charged twice: for readers and for writers
-     * of what is in it. */
-    if (charge < files || charge != mapped || charge < least) return 0;
-    if (list->count == 0 && charge != files) return 0;
+     * of what is in it. What was not taken over stays charged until the processes end that mapped
+     * it. */
+    if (mapped < files || charge < mapped || charge < least) return 0;
+    if (alone && (charge != mapped || (list->count == 0 && charge != files))) return 0;
     return !alone || (charge <= most && all == charge && others == daemon->base_fds);
 }
 
