@@ -155,10 +155,11 @@ static void threads_keep_the_limit_and_their_minimums(void **state)
     pllm_budget *budget = open_budget(700);
     charger chargers[4];
     pthread_t threads[4];
-    for (int i = 0; i < 4; i++) {
+    /* All are members before one charges: who joins late finds its minimum taken, for a while. */
+    for (int i = 0; i < 4; i++)
         chargers[i] = (charger){budget, join(budget, 100, 400), 0, (uint64_t)i + 1, 0};
+    for (int i = 0; i < 4; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, charge_and_credit, &chargers[i]), 0);
-    }
     uint64_t got = 0;
     for (int i = 0; i < 4; i++) {
         pthread_join(threads[i], NULL);
