@@ -98,12 +98,15 @@ int cli_store_check(const pllm_settings *settings)
 
 /* ---- showing ---- */
 
-static const char *flags_text(const pllm_store_info *info, char *text, size_t bytes)
+enum { FLAGS = 6 };
+typedef struct flag {
+    const char *name;
+    uint32_t on;
+} flag;
+
+static void flags_of(const pllm_store_info *info, flag flags[FLAGS])
 {
-    const struct {
-        const char *name;
-        uint32_t on;
-    } flags[] = {
+    const flag all[FLAGS] = {
         {"sealed", info->flags & PLLM_STORE_SEALED},
         {"pinned", info->flags & PLLM_STORE_PINNED},
         {"kept", info->flags & PLLM_STORE_KEPT},
@@ -111,9 +114,16 @@ static const char *flags_text(const pllm_store_info *info, char *text, size_t by
         {"spilled", info->spilled},
         {"poisoned", info->poisoned},
     };
+    memcpy(flags, all, sizeof all);
+}
+
+static const char *flags_text(const pllm_store_info *info, char *text, size_t bytes)
+{
+    flag flags[FLAGS];
+    flags_of(info, flags);
     size_t used = 0;
     text[0] = '\0';
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+    for (size_t i = 0; i < FLAGS; i++)
         if (flags[i].on)
             used +=
                 (size_t)snprintf(text + used, bytes - used, "%s%s", used ? "," : "", flags[i].name);
@@ -148,18 +158,9 @@ static json_t *info_json(const pllm_store_info *info)
     add(o, "owner_pid", info->owner_pid);
     add(o, "ctime_ns", (uint64_t)info->ctime_ns);
     add(o, "mtime_ns", (uint64_t)info->mtime_ns);
-    const struct {
-        const char *name;
-        uint32_t on;
-    } flags[] = {
-        {"sealed", info->flags & PLLM_STORE_SEALED},
-        {"pinned", info->flags & PLLM_STORE_PINNED},
-        {"kept", info->flags & PLLM_STORE_KEPT},
-        {"legacy", info->flags & PLLM_STORE_LEGACY},
-        {"spilled", info->spilled},
-        {"poisoned", info->poisoned},
-    };
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+    flag flags[FLAGS];
+    flags_of(info, flags);
+    for (size_t i = 0; i < FLAGS; i++)
         json_object_set_new(o, flags[i].name, json_boolean(flags[i].on));
     return o;
 }

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "base/hash.h"
 #include "device/cuda.h"
 #include "store/client_internal.h"
 #include "store/names.h"
@@ -119,9 +120,7 @@ static void mapping_undo(pllm_store *store, client_mapping *m)
 
 static pllm_store_tensor **bucket_of(pllm_store *store, const char *name)
 {
-    uint32_t hash = 2166136261u; /* FNV-1a */
-    for (; *name; name++) hash = (hash ^ (uint8_t)*name) * 16777619u;
-    return &store->buckets[hash % CLIENT_BUCKETS];
+    return &store->buckets[pllm_hash64(name, strlen(name), 0) % CLIENT_BUCKETS];
 }
 
 static void entry_link(pllm_store *store, pllm_store_tensor *tensor)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "base/text.h"
 #include "store/wire.h"
+#include "vmm/ledger.h"
 
 int pllm_wire_default_path(char *path, size_t path_bytes)
 {
@@ -40,26 +41,9 @@ int pllm_wire_address(const char *path, struct sockaddr_un *address_out)
 
 int pllm_wire_process_start(uint32_t pid, uint64_t *start_out)
 {
-    char path[48], line[1024];
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    FILE *file = fopen(path, "re");
-    if (!file) return PLLM_ENOTFOUND;
-    size_t bytes = fread(line, 1, sizeof line - 1, file);
-    fclose(file);
-    line[bytes] = 0;
-    /* The second field is the program's name in parentheses, which may hold anything; the start
-     * time is the 22nd, the 20th after it. A process that has ended but is not yet waited for (Z)
-     * holds nothing any more. */
-    const char *at = strrchr(line, ')');
-    unsigned long long start = 0;
-    char state = 0;
-    if (!at ||
-        sscanf(at + 1,
-               " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
-               &state, &start) != 2 ||
-        state == 'Z' || state == 'X')
-        return PLLM_ENOTFOUND;
-    *start_out = start;
+    pllm_ledger_process found;
+    if (pllm_ledger_process_find((int32_t)pid, &found) < 0) return PLLM_ENOTFOUND;
+    *start_out = found.start;
     return PLLM_OK;
 }
 
