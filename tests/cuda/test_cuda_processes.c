@@ -28,6 +28,7 @@
 #include <unistd.h>
 #include "base/clock.h"
 #include "device/cuda.h"
+#include "exit_check.h"
 
 #define MEBI ((uint64_t)1 << 20)
 #define SHARED_BYTES (16 * MEBI)          /* of either kind */
@@ -70,23 +71,6 @@ typedef struct side { /* what both processes have */
 
 static const char *driver;     /* NULL: the real one */
 static int reads_only_by_word; /* the driver said that it enforces nothing */
-
-#define OK(call)                                                                                 \
-    do {                                                                                         \
-        int status_ = (call);                                                                    \
-        if (status_ < 0) {                                                                       \
-            fprintf(stderr, "line %d: %s: %s: %s\n", __LINE__, #call, pllm_status_name(status_), \
-                    pllm_last_error()->text);                                                    \
-            exit(1);                                                                             \
-        }                                                                                        \
-    } while (0)
-#define CHECK(fact)                                                    \
-    do {                                                               \
-        if (!(fact)) {                                                 \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #fact); \
-            exit(1);                                                   \
-        }                                                              \
-    } while (0)
 
 static void note_log(void *user, int level, const char *text)
 {

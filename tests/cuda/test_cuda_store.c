@@ -26,6 +26,7 @@
 #include <unistd.h>
 #include "base/clock.h"
 #include "device/cuda.h"
+#include "exit_check.h"
 #include "store/names.h"
 #include "store/server.h"
 
@@ -83,23 +84,6 @@ typedef struct peer {
 
 static const char *driver; /* NULL: the real one */
 static const char *socket_path;
-
-#define OK(call)                                                                                 \
-    do {                                                                                         \
-        int status_ = (call);                                                                    \
-        if (status_ < 0) {                                                                       \
-            fprintf(stderr, "line %d: %s: %s: %s\n", __LINE__, #call, pllm_status_name(status_), \
-                    pllm_last_error()->text);                                                    \
-            exit(1);                                                                             \
-        }                                                                                        \
-    } while (0)
-#define CHECK(fact)                                                    \
-    do {                                                               \
-        if (!(fact)) {                                                 \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #fact); \
-            exit(1);                                                   \
-        }                                                              \
-    } while (0)
 
 static void note_log(void *user, int level, const char *text)
 {
