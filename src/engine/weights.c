@@ -289,7 +289,6 @@ static int pack_all(pllm_weights *weights, const pllm_weights_options *options)
 {
     const pllm_model *model = weights->model;
     packer p = {.weights = weights, .options = options, .total_bytes = pllm_model_bytes(model)};
-    pllm_model_drop(model, pllm_model_output(model)->data); /* looked at so far, all over */
     int status = read_norm(&p, pllm_model_output_norm(model), weights->output_norm);
     if (status == PLLM_OK && !weights->tied)
         status = pack_matrix(&p, pllm_model_embedding(model), &weights->embedding, 0);
@@ -400,6 +399,9 @@ int pllm_weights_open(pllm_weights *weights, const pllm_weights_options *options
         weights->team = info.cpu_copies && threads > 1 ? threads : 0;
     }
     uint64_t resident = choose(weights, options->device_bytes);
+    /* Opening looked all over the file, and a look maps up to 2 MiB: all of that goes before the
+     * memory that is filled from it comes. */
+    pllm_model_drop(weights->model, pllm_model_output(weights->model)->data);
     status = limited ? place_on_device(weights, options, resident) : place_in_memory(weights);
     if (status < 0) return status;
     for (uint32_t i = 0; i < weights->part_count; i++)
