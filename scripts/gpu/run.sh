@@ -4,7 +4,8 @@
 # network. In the tree (make gpu) or in a folder that scripts/gpu/pack.sh made.
 #
 # Usage: scripts/gpu/run.sh [--list] [--only PATTERN]... [--smoke] [--seconds N] [--build DIR] [--out DIR] [--model FILE]
-#   --list     names of the steps with their time limits, and does nothing
+#   --list     names of the steps with their time limits, what is known of each from the results here
+#              ("never run" if nothing), and does nothing
 #   --only     steps whose name matches the shell pattern, as in 'bench.*'; may be repeated
 #   --smoke    benchmarks in their smallest form: checks, no figures
 #   --seconds  ends in about so many: steps that have no time left are left out
@@ -19,7 +20,10 @@
 # (bench/gpu/table.py) is made of all of it.
 #
 # Programs are told two things by their environment: PLLM_TEST_MODEL is the model, and under
-# compute-sanitizer, which is ten to a hundred times slower, PLLM_TEST_SMALL=1 asks for small sizes.
+# compute-sanitizer, which is ten to a hundred times slower, PLLM_TEST_SMALL=1 asks for their brief form.
+#
+# The sanitizers have SANITIZER_SECONDS between them, what is short and tells most first; what then is not
+# begun is left out. Steps that no result is known of are named at the end, and in the results (never_run).
 set -uo pipefail
 
 usage() { sed -n 's/^# \(Usage: .*\)/\1/p' "$0"; }
@@ -27,6 +31,7 @@ stop() { # stop STATUS WORDS
     echo "run.sh: $2" >&2
     exit "$1"
 }
+SANITIZER_SECONDS=480
 build=build/portable out=build/gpu list=false smoke=() only=() model=${MODEL:-} budget=1000000
 while [ $# -gt 0 ]; do
     case $1 in
@@ -51,19 +56,21 @@ done
 cd "$(dirname "$0")/../.." || exit 1 # tests and benches find their data and results from here
 
 # ---- the steps: names, limits in seconds, commands --------------------------------------------------
-names=() limits=() commands=() lacks=()
+names=() limits=() commands=() lacks=() abouts=() every=()
 step() { # step NAME LIMIT LACKS COMMAND...     LACKS: why it cannot run here, or nothing
     local pattern wanted=$((${#only[@]} == 0))
+    every+=("$1")
     for pattern in ${only[@]+"${only[@]}"}; do
         # shellcheck disable=SC2053
         [[ $1 == $pattern ]] && wanted=1
     done
     [ $wanted = 1 ] || return 0
-    names+=("$1") limits+=("$2") lacks+=("$3")
+    names+=("$1") limits+=("$2") lacks+=("$3") abouts+=("$about")
     shift 3
     commands+=("$(printf '%q ' "$@")")
 }
 
+about="" # how long a step is thought to take
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || true
 no_sanitizer=""
 [ -n "$sanitizer" ] || no_sanitizer="there is no compute-sanitizer here"
@@ -97,22 +104,67 @@ for name in $programs; do
     [[ $name != *smollm2* ]] || lacking=$no_model
     program "$lacking" "test.${name#cuda_}" 300 "$name"
 done
-# memcheck looks at every access, racecheck at shared memory, synccheck at barriers.
-for name in $programs; do
-    [[ $name == cuda_* && $name != *smollm2* ]] || continue # a model's would take hours
-    for check in memcheck racecheck synccheck; do
-        # Driver calls that answer with an error are no fault: tests ask for some, and callers see them.
-        more=()
-        [ "$check" != memcheck ] || more=(--report-api-errors no)
-        # cuBLASLt's kernels pass data under barriers that racecheck does not follow: only ours are held to it.
-        [ "$check" != racecheck ] || more=(--kernel-name kns=pllm_)
-        # These start themselves anew as other processes.
-        [[ $name != cuda_processes && $name != cuda_store ]] || more+=(--target-processes all)
-        tool=(env PLLM_TEST_SMALL=1 "${sanitizer:-compute-sanitizer}" --tool "$check" --error-exitcode 99
-            ${more[@]+"${more[@]}"}
-            --print-limit 10)
-        program "$no_sanitizer" "$check.${name#cuda_}" 300 "$name"
-    done
+# memcheck looks at every access, racecheck at shared memory within a block, synccheck at barriers; the
+# last two say nothing of programs that launch no kernel of ours. Each line: a step, about how many seconds
+# it takes, and which of its tests if not all. Where the seconds come from: what steps took on an H200, in the form
+# they had then (racecheck.linear 265, .prefill 28, .engine over 300; memcheck.engine 102, .linear 3, a
+# start with all its kernels among them), by launches and threads then and now, which tests/fake counts
+# (tests/check/gpu_brief.py prints them); where nothing was measured, 35 ms a launch under racecheck, as
+# linear took, and what the test took without a sanitizer, doubled, under the others.
+sanitize() { # sanitize CHECK.NAME SECONDS ARGUMENTS...
+    local check=${1%%.*} name=cuda_${1#*.} more=()
+    about=$2
+    # Driver calls that answer with an error are no fault: tests ask for some, and callers see them.
+    [ "$check" != memcheck ] || more=(--report-api-errors no)
+    # cuBLASLt's kernels pass data under barriers that racecheck does not follow: only ours are held to it.
+    [ "$check" != racecheck ] || more=(--kernel-name kns=pllm_)
+    # These start themselves anew as other processes.
+    [[ $name != cuda_processes && $name != cuda_store ]] || more+=(--target-processes all)
+    tool=(env PLLM_TEST_SMALL=1 "${sanitizer:-compute-sanitizer}" --tool "$check" --error-exitcode 99
+        ${more[@]+"${more[@]}"} --print-limit 10)
+    shift 2
+    program "$no_sanitizer" "$check.${name#cuda_}" $((3 * about + 15)) "$name" "$@"
+    about="" tool=()
+}
+known=" "
+while read -r name seconds pattern; do
+    [[ $name == *.* && " ${programs//$'\n'/ } " == *" cuda_${name#*.} "* ]] || continue
+    known+="cuda_${name#*.} "
+    sanitize "$name" "$seconds" ${pattern:+"$pattern"}
+done <<'END'
+memcheck.linear 4
+memcheck.summary 3
+memcheck.attention 4
+memcheck.sample 4
+memcheck.prefill 4
+memcheck.rows 4
+racecheck.summary 4
+racecheck.sample 20
+racecheck.rows 10
+racecheck.prefill 10
+racecheck.attention 15
+racecheck.linear 30
+memcheck.store 6
+memcheck.processes 4
+memcheck.pool 2
+memcheck.vmm 2
+memcheck.memory 3
+synccheck.linear 3
+synccheck.attention 3
+synccheck.prefill 3
+synccheck.rows 3
+synccheck.sample 3
+synccheck.summary 3
+memcheck.device 15
+memcheck.engine 20
+racecheck.engine 40 *tiny*
+synccheck.engine 20
+racecheck.device 15
+synccheck.device 15
+END
+for name in $programs; do # others, as a new test is
+    [[ $name == cuda_* && $name != *smollm2* && $name != cuda_abi && $known != *" $name "* ]] || continue
+    for check in memcheck racecheck synccheck; do sanitize "$check.${name#cuda_}" 20; done
 done
 tool=()
 for name in $programs; do
@@ -160,9 +212,21 @@ elif [ -e bench/gpu/table.py ]; then
     done < <(python3 bench/gpu/table.py --list)
 fi
 
+known_of() { # known_of STEP: the verdict of the last results here that have it
+    local file line verdict commit
+    for file in "$out/cuda_suite.json" bench/results/cuda_suite.json; do
+        line=$(grep -F "\"name\": \"$1\"," "$file" 2>/dev/null) || continue
+        verdict=${line#*'"verdict": "'} commit=$(sed -n 's/.*"commit": "\([^"]*\)".*/ at \1/p' <<<"$line")
+        [ -n "$commit" ] || commit=$(sed -n '1s/.*"commit": "\([^"]*\)".*/ at \1/p' "$file")
+        printf '%s%s' "${verdict%%'"'*}" "$commit"
+        return
+    done
+    printf 'never run'
+}
 if $list; then
     for i in ${names[@]+"${!names[@]}"}; do
-        printf '%-28s %4ds  %s\n' "${names[i]}" "${limits[i]}" "${lacks[i]:+left out: ${lacks[i]}}"
+        printf '%-28s %4ds  %s%s%s\n' "${names[i]}" "${limits[i]}" "${abouts[i]:+about ${abouts[i]} s; }" \
+            "$(known_of "${names[i]}")" "${lacks[i]:+; left out: ${lacks[i]}}"
     done
     exit 0
 fi
@@ -198,11 +262,15 @@ words_of() { # the last line of a log that says something; of the program's JSON
     printf '%s' "$last" | tr -d '\000-\037' | cut -c 1-160
 }
 printf 'GPU      %s\ncommit   %s\nlogs     %s\n\n' "$gpus" "$commit" "$out"
-verdicts=() seconds=() failed=() left=0
+verdicts=() seconds=() failed=() left=0 sanitized=0
 for i in "${!names[@]}"; do
     name=${names[i]} log=$out/${names[i]}.log start=$SECONDS status=0 limit=${limits[i]}
     [ "$limit" -lt $((budget - SECONDS)) ] || limit=$((budget - SECONDS))
     [ "$limit" -gt 0 ] || lacks[i]="no time was left (--seconds)"
+    if [ -n "${abouts[i]}" ]; then
+        [ "$limit" -le $((SANITIZER_SECONDS - sanitized)) ] || limit=$((SANITIZER_SECONDS - sanitized))
+        [ "$limit" -gt 0 ] || lacks[i]=${lacks[i]:-"the sanitizers have had their $SANITIZER_SECONDS s"}
+    fi
     if [ -n "${lacks[i]}" ]; then
         verdict="left out" left=$((left + 1))
         echo "${lacks[i]}" >"$log"
@@ -220,6 +288,7 @@ for i in "${!names[@]}"; do
         [ $status = 0 ] || failed+=("$name")
     fi
     verdicts+=("$verdict") seconds+=($((SECONDS - start)))
+    [ -z "${abouts[i]}" ] || sanitized=$((sanitized + SECONDS - start))
     printf '%-28s %-10s %4ds\n' "$name" "$verdict" "${seconds[i]}"
 done
 
@@ -237,9 +306,17 @@ for i in "${!names[@]}"; do
     kept+=("$(printf '{"name": "%s", "verdict": "%s", "seconds": %d, "words": %s}' "${names[i]}" \
         "${verdicts[i]}" "${seconds[i]}" "$(json_text "$(words_of "$out/${names[i]}.log")")")")
 done
+never=()
+for name in ${every[@]+"${every[@]}"}; do
+    [[ ${kept[*]} == *"\"name\": \"$name\", \"verdict\": \""* ]] || never+=("$name")
+done
+for i in "${!names[@]}"; do # left out is not run
+    [ "${verdicts[i]}" != "left out" ] || never+=("${names[i]}")
+done
 {
-    printf '{"gpu": %s, "commit": %s, "date": "%s", "kernel": "%s",\n "steps": [' \
-        "$(json_text "$gpus")" "$(json_text "$commit")" "$(date -u +%Y-%m-%dT%H:%MZ)" "$(uname -r)"
+    printf '{"gpu": %s, "commit": %s, "date": "%s", "kernel": "%s",\n "never_run": [%s],\n "steps": [' \
+        "$(json_text "$gpus")" "$(json_text "$commit")" "$(date -u +%Y-%m-%dT%H:%MZ)" "$(uname -r)" \
+        "$(printf '%s\n' ${never[@]+"${never[@]}"} | sed '/./!d; s/.*/"&"/' | paste -sd ,)"
     for i in "${!kept[@]}"; do
         [ "$i" = 0 ] || printf ','
         printf '\n  %s' "${kept[i]}"
@@ -268,6 +345,7 @@ printf '\n%-28s %-10s %5s  %s\n' step verdict time "its last words"
 for i in "${!names[@]}"; do
     printf '%-28s %-10s %4ds  %s\n' "${names[i]}" "${verdicts[i]}" "${seconds[i]}" "$(words_of "$out/${names[i]}.log")"
 done
+[ ${#never[@]} = 0 ] || printf 'never run on this commit: %s\n' "${never[*]}"
 printf '%d steps: %d passed, %d failed, %d left out\n' ${#names[@]} \
     $((${#names[@]} - ${#failed[@]} - left)) ${#failed[@]} $left
 [ ${#failed[@]} = 0 ]

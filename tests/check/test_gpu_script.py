@@ -102,6 +102,11 @@ class GpuScript(unittest.TestCase):
         self.assertIn("test.good", listed)
         self.assertNotIn("other", listed)
         self.assertEqual(len(self.run_script("--list", "--only", "bench.*").splitlines()), 1)
+        self.assertRegex(listed, r"memcheck.good +75s  about 20 s; never run")
+        os.makedirs(os.path.join(self.root, "bench/results"))
+        with open(os.path.join(self.root, "bench/results/cuda_suite.json"), "w", encoding="utf-8") as file:
+            file.write('{"gpu": "x", "steps": [\n  {"name": "test.good", "verdict": "ok", "commit": "abc"}\n]}\n')
+        self.assertRegex(self.run_script("--list"), r"test.good +300s  ok at abc")
         self.run_script("--what", status=2)
         self.run_script("--only", status=2)
 
@@ -121,6 +126,35 @@ class GpuScript(unittest.TestCase):
         self.assertEqual(steps["bench.copy"]["words"], "0 arguments")
         self.assertTrue(os.path.exists(os.path.join(self.root, "build/gpu/cuda_copy.json")))
         self.assertIn("10 steps: 5 passed, 4 failed, 1 left out", said.splitlines()[-1])
+        self.assertIn("never run on this commit: test.smollm2", said.splitlines()[-2])
+
+    def test_sanitizers(self):
+        """In the order that the script has; a part, in a brief form; not longer than they may all take."""
+        self.program("tools/nvidia-smi", SMI)
+        self.program("tools/compute-sanitizer", SANITIZER)
+        for name in ("engine", "pool", "linear"):
+            self.program(f"build/portable/tests/cuda_{name}", 'echo "pattern $1"')
+        self.run_script("--only", "*check.*", "--only", "test.pool", status=1) # bad is bad
+        names = list(self.suite("build/gpu/cuda_suite.json"))
+        self.assertLess(names.index("memcheck.linear"), names.index("racecheck.linear"))
+        self.assertLess(names.index("racecheck.linear"), names.index("memcheck.engine"))
+        self.assertLess(names.index("synccheck.engine"), names.index("memcheck.good")) # not known: last
+        steps = self.suite("build/gpu/cuda_suite.json")
+        self.assertNotIn("racecheck.pool", steps) # no kernel of ours
+        self.assertEqual(steps["racecheck.engine"]["words"], "pattern *tiny*")
+        self.assertEqual(steps["memcheck.engine"]["words"].strip(), "pattern")
+        with open(os.path.join(self.root, "build/gpu/cuda_suite.json"), encoding="utf-8") as file:
+            never = json.load(file)["never_run"]
+        self.assertIn("test.engine", never)
+        self.assertNotIn("test.pool", never)
+        script = os.path.join(self.root, "scripts/gpu/run.sh")
+        with open(script, encoding="utf-8") as file:
+            text = file.read()
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(text.replace("SANITIZER_SECONDS=480", "SANITIZER_SECONDS=0"))
+        said = self.run_script("--only", "memcheck.pool", "--only", "test.pool")
+        self.assertEqual(self.suite("build/gpu/cuda_suite.json")["memcheck.pool"]["verdict"], "left out")
+        self.assertIn("the sanitizers have had their 0 s", said)
 
     def test_speed(self):
         self.program("tools/nvidia-smi", SMI)

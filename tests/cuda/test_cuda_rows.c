@@ -1,6 +1,9 @@
 /* The row kernels and the gather kernel against the CPU's reference or double arithmetic: every
  * format, odd sizes, outputs poisoned before (so that what is not written, or written beside its
- * place, is seen), and the same bits for a row alone and among others. */
+ * place, is seen), and the same bits for a row alone and among others.
+ *
+ * Brief form, at most 150 launches, reaches: pllm_embed pllm_norm_* pllm_swiglu_* pllm_rotary_*
+ * pllm_argmax pllm_random_* pllm_tensor_* pllm_gather. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +12,7 @@
 #include <string.h>
 #include <math.h>
 #include <cmocka.h>
+#include "brief.h"
 #include "device/cuda.h"
 #include "kernels/cuda/linear_format.h"
 #include "kernels/cuda/rows.h"
@@ -28,7 +32,7 @@ static struct rig {
     pllm_va base, used; /* a bump allocator, emptied by each test */
     uint8_t *stage;     /* pinned */
     uint64_t state;
-    int small; /* PLLM_TEST_SMALL: under a sanitizer, which is a hundred times slower */
+    int small; /* brief */
 } rig;
 
 #define MUST(...)                                                                                \
@@ -144,7 +148,7 @@ static void check_near(double got, double want, double relative, double absolute
 {
     double rounding = dtype == PLLM_F16 ? 0x1p-11 : dtype == PLLM_BF16 ? 0x1p-8 : 0;
     double room = fabs(want) * (relative + rounding) + absolute + (dtype == PLLM_F16 ? 0x1p-24 : 0);
-    if (isnan(got) || fabs(got - want) > room)
+    if ((isnan(got) || fabs(got - want) > room) && !launches_only())
         fail_msg("%s: element %llu is %.9g, not %.9g", what, (unsigned long long)index, got, want);
 }
 
@@ -196,7 +200,7 @@ static void embed_case(pllm_dtype dtype, uint32_t k)
     MUST(pllm_cuda_embed(rig.o, rig.stream, &matrix, take_data(ids, sizeof ids), ROWS, out, stride,
                          0));
     const float *got = download(out, ROWS * stride * 4);
-    for (uint32_t r = 0; r < ROWS; r++) {
+    for (uint32_t r = 0; r < ROWS && !launches_only(); r++) {
         for (uint32_t i = 0; i < k; i++) {
             float one = got[r * stride + i];
             if (ids[r] >= N) {
@@ -219,9 +223,10 @@ static void embed_reads_rows_of_every_format(void **state)
     static const uint32_t sizes[] = {32, 96, 576, 4096, 8192};
     static const uint32_t odd[] = {1, 7, 8, 100, 4097};
     for (pllm_dtype dtype = PLLM_F32; dtype <= PLLM_Q4_1; dtype++)
-        for (size_t i = 0; i < sizeof sizes / 4; i++) embed_case(dtype, sizes[i]);
+        for (size_t i = 0; i < sizeof sizes / 4; i += 1 + 2 * rig.small)
+            embed_case(dtype, sizes[i]);
     for (int d = 0; d < 3; d++)
-        for (size_t i = 0; i < sizeof odd / 4; i++) embed_case(plain[d], odd[i]);
+        for (size_t i = 0; i < sizeof odd / 4; i += 1 + 2 * rig.small) embed_case(plain[d], odd[i]);
 }
 
 /* ---- norm ---- */
@@ -272,7 +277,9 @@ static void norms_are_near_double_and_rows_are_independent(void **state)
     (void)state;
     static const uint32_t sizes[] = {1,    3,    64,   100,   576,   2048,  4096,
                                      5120, 8192, 8196, 11008, 16384, 16388, 28672};
-    for (size_t i = 0; i < sizeof sizes / 4; i += 1 + 2 * rig.small)
+    static const uint32_t few[] = {3, 2048, 8192, 11008, 16388}; /* each kernel's */
+    for (size_t i = 0; i < sizeof few / 4 && rig.small; i++) norm_case(few[i], plain[i % 3]);
+    for (size_t i = 0; i < sizeof sizes / 4 && !rig.small; i++)
         for (int d = 0; d < 3; d++) norm_case(sizes[i], plain[d]);
 }
 
@@ -295,7 +302,7 @@ static void swiglu_case(uint32_t n, pllm_dtype in, pllm_dtype out_dtype)
     float *gate = malloc(n * 4ull), *up = malloc(n * 4ull), *want = malloc(n * 4ull);
     assert_true(gate && up && want);
     const pllm_kernels *kernels = pllm_kernels_by_name("reference");
-    for (uint32_t r = 0; r < ROWS; r++) {
+    for (uint32_t r = 0; r < ROWS && !launches_only(); r++) {
         for (uint32_t i = 0; i < n; i++) {
             gate[i] = load(x, r * stride + i, in);
             up[i] = load(x, r * stride + n + i, in);
@@ -328,7 +335,10 @@ static void swiglu_has_the_cpu_s_bits(void **state)
     static const uint32_t sizes[] = {1, 9, 13, 1536, 2049, 11008};
     for (size_t i = 0; i < sizeof sizes / 4; i++)
         for (int a = 0; a < 3; a++)
-            for (int b = 0; b < 3; b++) swiglu_case(sizes[i], plain[a], plain[b]);
+            for (int b = 0; b < 3; b++) {
+                if (rig.small && (i % 3 != 2 || (a + 1) % 3 != b)) continue; /* 13 and 11008 */
+                swiglu_case(sizes[i], plain[a], plain[b]);
+            }
 }
 
 /* ---- rotary ---- */
@@ -373,7 +383,8 @@ static void check_blocks(const rotary_case *c, const uint8_t *blocks, uint64_t b
             float v = load(row, (c->heads + c->kv_heads + h) * c->head_dim + i, row_dtype), stored;
             store(&stored, 0, dtype, v);
             uint64_t index = slice + (32 + token) * c->head_dim + i;
-            assert_memory_equal(at + index * size_of(dtype), &stored, size_of(dtype));
+            if (!launches_only())
+                assert_memory_equal(at + index * size_of(dtype), &stored, size_of(dtype));
         }
 }
 
@@ -435,7 +446,8 @@ static void rotary_try(const rotary_case *c, pllm_dtype in, pllm_dtype q_dtype, 
     /* Nothing else was written: as many bytes stayed poison as should (values may look like it). */
     uint64_t poison = 0, all = BLOCKS * block_bytes;
     for (uint64_t i = 0; i < all; i++) poison += blocks[i] == POISON;
-    assert_true(poison >= all - written && poison <= all - written + written / 32 + 64);
+    if (!launches_only())
+        assert_true(poison >= all - written && poison <= all - written + written / 32 + 64);
     free(want);
     free(blocks);
     free(q);
@@ -453,6 +465,7 @@ static void rotary_is_exact_and_goes_where_it_should(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i += 1 + rig.small) {
         rotary_try(&cases[i], PLLM_F32, PLLM_F32, PLLM_F32);
+        if (rig.small) continue;
         rotary_try(&cases[i], PLLM_F32, PLLM_F32, PLLM_F16);
         rotary_try(&cases[i], PLLM_BF16, PLLM_BF16, PLLM_BF16);
         rotary_try(&cases[i], PLLM_F16, PLLM_BF16, PLLM_F32);
@@ -499,7 +512,7 @@ static void angles_are_within_a_millionth(void **state)
             worst = fmax(worst, fabs((double)got[r * DIMS + 64 + i] - sin(angle)));
         }
     print_message("largest error of a cosine or sine: %.2g\n", worst);
-    assert_true(worst < 1.5e-7);
+    if (!launches_only()) assert_true(worst < 1.5e-7);
     free(x);
     free(positions);
     free(none);
@@ -510,7 +523,7 @@ static void rotated_rows_are_independent(void **state)
 {
     (void)state;
     enum { ROWS = 3000, HEADS = 8, KV = 2, D = 64, WIDTH = (HEADS + 2 * KV) * D };
-    reset(4);
+    reset(4); /* brief too: so many rows only take the other grid */
     float *x = random_values(ROWS * (uint64_t)WIDTH, PLLM_F32), frequency[D / 2];
     uint32_t *positions = malloc(ROWS * 4), *row_block = malloc(ROWS * 4);
     assert_true(positions && row_block);
@@ -539,7 +552,7 @@ static void rotated_rows_are_independent(void **state)
     MUST(pllm_cuda_rotary_append(rig.o, rig.stream, &a));
     uint8_t *q = download_copy(a.q_out, ROWS * HEADS * D * 2ull);
     uint8_t *blocks = download_copy(a.blocks, 100 * block_bytes);
-    for (uint32_t r = 7; r < ROWS; r += 501) {
+    for (uint32_t r = 7; r < ROWS; r += rig.small ? ROWS : 501) {
         pllm_cuda_rotary one = a;
         one.rows = 1;
         one.qkv += r * WIDTH * 4ull;
@@ -597,7 +610,8 @@ static void argmax_case(uint32_t n, uint32_t shift)
     MUST(pllm_cuda_argmax(rig.o, rig.stream, at, stride, ROWS, n, out, 0));
     const uint32_t *got = download(out, ROWS * 4 + 4);
     for (uint32_t r = 0; r < ROWS; r++)
-        if (got[r] != want[r]) fail_msg("n %u, row %u: %u, not %u", n, r, got[r], want[r]);
+        if (got[r] != want[r] && !launches_only())
+            fail_msg("n %u, row %u: %u, not %u", n, r, got[r], want[r]);
     assert_true(is_poison(got, ROWS, PLLM_F32));
     free(x);
 }
@@ -606,7 +620,7 @@ static void argmax_finds_the_first_of_the_largest(void **state)
 {
     (void)state;
     static const uint32_t sizes[] = {1, 2, 5, 31, 1000, 4095, 32000, 49152, 128256};
-    for (size_t i = 0; i < sizeof sizes / 4; i += 1 + rig.small)
+    for (size_t i = 0; i < sizeof sizes / 4; i += 1 + 3 * rig.small)
         for (uint32_t shift = 0; shift < 4; shift += 3) argmax_case(sizes[i], shift);
 }
 
@@ -657,7 +671,7 @@ static void random_plain_case(uint32_t n, uint32_t k, pllm_dtype dtype)
         }
     }
     double count = (double)n * k;
-    if (count > 1e5) {
+    if (count > 1e5 && !launches_only()) {
         assert_true(fabs(sum / count) < 5 * 0.02 / sqrt(count));
         assert_true(fabs(sqrt(squares / count) / 0.02 - 1) < 0.01);
     }
@@ -679,7 +693,7 @@ static void random_quantised_case(uint32_t n, uint32_t k, pllm_dtype dtype)
     MUST(pllm_cuda_random(rig.o, rig.stream, &whole, 5, 0.02f, 77));
     uint8_t *got = download_copy(whole.data, bytes);
     double sum = 0, squares = 0, count = (double)n * k;
-    for (uint64_t r = 0; r < n; r++) {
+    for (uint64_t r = 0; r < n && !launches_only(); r++) {
         const uint8_t *row = got + r * row_bytes;
         for (uint32_t i = 0; i < k; i++) {
             double one = packed_element(row, dtype, k, i);
@@ -696,7 +710,7 @@ static void random_quantised_case(uint32_t n, uint32_t k, pllm_dtype dtype)
             assert_int_equal(row[scales + pllm_packed_quant((int)dtype, i, &high)], 0);
         }
     }
-    if (count > 1e5) {
+    if (count > 1e5 && !launches_only()) {
         assert_true(fabs(sum / count) < 40 * 0.02 / sqrt(count)); /* a block shares a sign */
         assert_true(fabs(sqrt(squares / count) / 0.02 - 1) < 0.01);
     }
@@ -709,7 +723,7 @@ static void random_quantised_case(uint32_t n, uint32_t k, pllm_dtype dtype)
     MUST(pllm_cuda_random(rig.o, rig.stream, &again, 5 + n / 2, 0.02f, 77));
     assert_memory_equal(download(again.data - n / 2 * row_bytes, bytes), got, bytes);
     MUST(pllm_cuda_random(rig.o, rig.stream, &whole, 5, 0.02f, 78));
-    assert_memory_not_equal(download(whole.data, bytes), got, bytes);
+    if (!launches_only()) assert_memory_not_equal(download(whole.data, bytes), got, bytes);
     free(got);
 }
 
@@ -758,7 +772,7 @@ static void a_tensor_s_sum_does_not_depend_on_its_pieces(void **state)
         if (i % 997 == 0) check_near(got[i], normal_host(i, 9), 1e-5, 1e-5, PLLM_F32, "tensor", i);
         want += got[i];
     }
-    assert_true(fabs(one - want) < 1e-3);
+    if (!launches_only()) assert_true(fabs(one - want) < 1e-3);
     for (uint32_t i = 0; i < TILES; i++) { /* every tile a piece, far apart, backwards */
         uint64_t first = (uint64_t)i * PLLM_CUDA_TILE, left = elements - first;
         pieces[TILES - 1 - i] = (pllm_cuda_piece){apart + first * 8, first,
@@ -769,7 +783,7 @@ static void a_tensor_s_sum_does_not_depend_on_its_pieces(void **state)
     MUST(pllm_cuda_tensor_sum(rig.o, rig.stream, pieces + TILES / 3, TILES - TILES / 3, sums));
     MUST(pllm_cuda_tensor_total(rig.o, rig.stream, sums, TILES, total));
     two = *(const double *)download(total, 8);
-    assert_memory_equal(&one, &two, 8);
+    if (!launches_only()) assert_memory_equal(&one, &two, 8);
     for (uint32_t i = 0; i < TILES; i += 13) {
         uint64_t first = (uint64_t)i * PLLM_CUDA_TILE;
         uint64_t bytes = pieces[TILES - 1 - i].elements * 4;
@@ -819,7 +833,7 @@ static void gather_case(uint32_t count, uint32_t bytes_max, uint32_t ctas, int o
     MUST(pllm_cuda_gather(rig.transfer, rig.stream, list, count, ctas));
     sync_stream();
     const uint8_t *got = out ? host : download(device, AREA);
-    if (memcmp(got, want, AREA) != 0) {
+    if (!launches_only() && memcmp(got, want, AREA) != 0) {
         uint64_t i = 0;
         while (got[i] == want[i]) i++;
         fail_msg("%u slices of %u bytes, %s: byte %llu is wrong", count, bytes_max,
@@ -925,8 +939,7 @@ static int open_rig(void **state)
     (void)state;
     pllm_cuda_device_options options = {.struct_bytes = sizeof options};
     void *stage;
-    const char *small = getenv("PLLM_TEST_SMALL");
-    rig.small = small && *small == '1';
+    rig.small = brief();
     MUST(pllm_device_open_cuda(NULL, &options, &rig.device));
     rig.ops = rig.device->ops;
     MUST(rig.ops->stream_open(rig.device, &rig.stream));

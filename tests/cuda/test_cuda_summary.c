@@ -1,4 +1,6 @@
-/* Key summaries made on the GPU have the CPU's bits, go where they should and nowhere else. */
+/* Key summaries made on the GPU have the CPU's bits, go where they should and nowhere else.
+ *
+ * Brief form, at most 12 launches, reaches: pllm_summarise. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "brief.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/summary.h"
 #include "vmm/region.h"
@@ -60,7 +63,7 @@ static void check_shape(pllm_device *device, pllm_cuda_summary *kernels, pllm_dt
         for (uint32_t i = 0; i < BLOCKS; i++)
             if (pairs[2 * i + 1] == place)
                 pllm_kv_summarise(&shape, blocks + pairs[2 * i] * block, expected);
-        assert_memory_equal(summaries + place * one, expected, one);
+        if (!launches_only()) assert_memory_equal(summaries + place * one, expected, one);
     }
     ops->stream_close(device, stream);
     pllm_workspace_close(space);
@@ -82,8 +85,10 @@ static void the_cpus_bits(void **state)
     if (pllm_device_open_cuda(NULL, NULL, &device) < 0) fail_msg("%s", pllm_last_error()->text);
     if (pllm_cuda_summary_open(NULL, device, &kernels) < 0) fail_msg("%s", pllm_last_error()->text);
     for (uint32_t f = 0; f < 5; f++)
-        for (uint32_t s = 0; s < 5; s++)
+        for (uint32_t s = 0; s < 5; s++) {
+            if (brief() && s != 1 && s != 3) continue;
             check_shape(device, kernels, formats[f], shapes[s].heads, shapes[s].head_dim);
+        }
     pllm_cuda_summary_close(kernels);
     pllm_device_close(device);
 }

@@ -10,6 +10,10 @@
  * to be touched (not with `deferred`). What a driver leaves open is answered the unfriendly way:
  * new memory holds garbage, and a range can't be touched before access to it was set.
  *
+ * PLLM_TEST_LAUNCHES in the environment names a file: at the process's end a line is added to it
+ * for every kernel that was looked up, "NAME LAUNCHES THREADS", the latter two summed over its
+ * launches.
+ *
  * A test opens the library as the device does (dlopen gives the same copy) and changes the state
  * between calls. fail_call fails every call of that name, or all of them if NULL, from number
  * fail_at on, fail_count times. A sticky code then stays, as on the real thing. */

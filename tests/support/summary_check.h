@@ -2,6 +2,7 @@
 #ifndef PLLM_TESTS_SUMMARY_CHECK_H
 #define PLLM_TESTS_SUMMARY_CHECK_H
 
+#include "brief.h"
 #include "engine/engine_internal.h"
 #include "engine/parts.h"
 
@@ -23,7 +24,7 @@ static inline uint32_t summary_check(pllm_engine *engine, uint32_t step)
                 pllm_kv_summarise(&cache->shape, content, want);
                 if (pllm_engine_read_summary(engine, s, layer, block, got) < 0)
                     fail_msg("%s", pllm_last_error()->text);
-                if (memcmp(got, want, bytes) != 0)
+                if (!launches_only() && memcmp(got, want, bytes) != 0)
                     fail_msg("block %u of %u in layer %u: another summary", block, s->group_count,
                              layer);
                 compared++;
