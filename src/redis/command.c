@@ -3,6 +3,7 @@
 #include <jansson.h>
 #include <string.h>
 #include "base/context.h"
+#include "base/text.h"
 #include "redis/command.h"
 
 static int copy_text(const json_t *value, const char *key, char *to, size_t to_bytes)
@@ -36,8 +37,9 @@ static int read_op(const json_t *value, pllm_command *command)
     if (!strcmp(text, "get")) command->op = PLLM_COMMAND_GET;
     if (!strcmp(text, "delete")) command->op = PLLM_COMMAND_DELETE;
     if (command->op) return PLLM_OK;
-    return pllm_fail(PLLM_EINVAL, 0,
-                     "\"op\" has to be \"create\", \"get\" or \"delete\", not \"%.40s\"", text);
+    char quoted[PLLM_QUOTE_BYTES];
+    return pllm_fail(PLLM_EINVAL, 0, "\"op\" has to be \"create\", \"get\" or \"delete\", not %s",
+                     pllm_text_quote(text, quoted, sizeof quoted));
 }
 
 /* A list of numbers, or the text of one. */
@@ -141,7 +143,9 @@ static int read_key(const char *key, const json_t *value, pllm_command *command)
         status = read_uint(value, key, 0, PLLM_STORE_MODE_MASK, &number);
         return status < 0 ? status : pllm_store_mode_check((uint32_t)number, &command->mode);
     }
-    return pllm_fail(PLLM_EINVAL, 0, "\"%.40s\" is no key of a command", key);
+    char quoted[PLLM_QUOTE_BYTES];
+    return pllm_fail(PLLM_EINVAL, 0, "%s is no key of a command",
+                     pllm_text_quote(key, quoted, sizeof quoted));
 }
 
 static int check_whole(const pllm_command *command, const json_t *object)
@@ -150,6 +154,12 @@ static int check_whole(const pllm_command *command, const json_t *object)
     if (command->pid && command->lease_ns)
         return pllm_fail(PLLM_EINVAL, 0,
                          "a reference lives with \"pid\" or for \"lease_s\", not both");
+    /* It means to give a reference back, and would end the tensor for everybody. */
+    if (command->op == PLLM_COMMAND_DELETE && command->lease_ns)
+        return pllm_fail(
+            PLLM_EINVAL, 0,
+            "delete takes no \"lease_s\": a reference is given back with the \"lease\" "
+            "that its answer told of");
     if (command->op != PLLM_COMMAND_CREATE) return PLLM_OK;
     if (!json_object_get(object, "dtype") || !json_object_get(object, "shape"))
         return pllm_fail(PLLM_EINVAL, 0, "create needs a \"dtype\" and a \"shape\"");
@@ -176,11 +186,14 @@ int pllm_command_parse(const char *text, size_t bytes, pllm_command *command_out
     json_error_t error;
     json_t *object = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (!object || !json_is_object(object)) {
+        char quoted[PLLM_QUOTE_BYTES * 2];
+        const char *why =
+            object ? "this is another value" : pllm_text_quote(error.text, quoted, sizeof quoted);
         json_decref(object);
         return pllm_fail(PLLM_EINVAL, 0,
                          "a command has to be a JSON object, as in {\"op\":\"get\",\"name\":\"x\"}"
                          " (%s)",
-                         object ? "this is another value" : error.text);
+                         why);
     }
     int status = PLLM_OK;
     const json_t *reply = json_object_get(object, "reply"), *op = json_object_get(object, "op");

@@ -12,9 +12,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <limits.h>
 #include <unistd.h>
 #include "base/clock.h"
 #include "redis/mirror_internal.h"
+
+enum { REFRESH_SLOTS = 512 };
+#define REFRESH_NS UINT64_C(1000000000)
 
 void pllm_mirror_wake(pllm_mirror *mirror)
 {
@@ -262,19 +266,35 @@ static int command_take(pllm_mirror *mirror, mirror_command *command)
 
 /* ---- taking part in the server's loop ---- */
 
+/* Some tensors once more, so that all are within a while: what Redis lost in part (evicted, removed
+ * by somebody), or did not take because its name was another's, stands there again. */
+static void refresh(pllm_mirror *mirror, uint64_t now_ns)
+{
+    if (now_ns < mirror->refresh_ns) return;
+    mirror->refresh_ns = now_ns + REFRESH_NS;
+    pthread_mutex_lock(&mirror->lock);
+    if (mirror->open && mirror->list.count < mirror->op_max / 2) {
+        const uint32_t first = mirror->refresh_slot, end = first + REFRESH_SLOTS;
+        pllm_store_server_range(mirror->server, first, end, register_one, mirror);
+        mirror->refresh_slot = end < mirror->slot_max ? end : 0;
+        if (mirror->list.count) pthread_cond_signal(&mirror->work);
+    }
+    pthread_mutex_unlock(&mirror->lock);
+}
+
 static uint64_t mirror_prepare(void *user, uint64_t now_ns, int *fd_out, uint32_t *events_out)
 {
     pllm_mirror *mirror = user;
     (void)now_ns;
     *fd_out = mirror->event;
     *events_out = EPOLLIN;
-    return UINT64_MAX;
+    return mirror->refresh_ns;
 }
 
 static void mirror_run(void *user, uint32_t events, uint64_t now_ns)
 {
     pllm_mirror *mirror = user;
-    (void)now_ns;
+    refresh(mirror, now_ns);
     if (!(events & EPOLLIN)) return;
     uint64_t count;
     (void)!read(mirror->event, &count, sizeof count);
@@ -333,10 +353,12 @@ static int mirror_init(pllm_mirror *mirror, const pllm_mirror_options *options)
     mirror->op_max = 2 * mirror->slot_max + 4096;
     /* Greater than in any earlier life: hashes that one left are not of this registration. */
     mirror->round = pllm_store_server_epoch(mirror->server) << 20;
-    char host[128] = "localhost";
+    /* A relative path would be another daemon's, too. */
+    char host[128] = "localhost", whole[PATH_MAX];
+    const char *path = pllm_store_server_path(mirror->server);
     gethostname(host, sizeof host - 1);
-    snprintf(mirror->node, sizeof mirror->node, "%s:%s", host,
-             pllm_store_server_path(mirror->server));
+    if (realpath(path, whole) && strlen(whole) < sizeof mirror->node - sizeof host) path = whole;
+    snprintf(mirror->node, sizeof mirror->node, "%s:%s", host, path);
     mirror->last_put =
         pllm_alloc_array(mirror->context, mirror->slot_max, sizeof *mirror->last_put);
     mirror->commands =

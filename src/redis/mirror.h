@@ -17,12 +17,14 @@
  *       sync          which full registration wrote it last
  *     tensor:cmd    the list of commands (command.h); answers go to the list that "reply" names and
  *                   are dropped after a minute if nobody takes them
- *     tensor-store:NODE   which full registration is in force. Gone: Redis lost its data
+ *     tensor-store:NODE   which full registration is in force. Gone: Redis lost its data. Renewed
+ *                   every second; gone after a minute without: that daemon ended without a word
  *
  * ctime and mtime are seconds since 1970. Every hash is written whole by one Lua script, which
- * refuses to go back to an older generation, or over another daemon's tensor; removal is by
+ * refuses to go back to an older generation, or over another living daemon's tensor; removal is by
  * generation too. A full registration begins with every connection: all hashes are written, then
- * hashes of this node that were not among them are removed.
+ * hashes of this node that were not among them are removed, and those of daemons that are gone.
+ * Between registrations 512 slots a second are told once more, against losses in part.
  *
  * How: changes go to a list, at most one entry a tensor; a thread sends it, pipelined. Another
  * thread waits on tensor:cmd with a connection of its own and hands commands to the daemon's loop.

@@ -39,9 +39,11 @@ struct pllm_mirror {
     const pllm_context *context;
     pllm_store_server *server;
     pllm_mirror_address address;
-    char node[256];
+    char node[512];
     uint32_t slot_max, op_max, timeout_ms;
-    int event; /* wakes the server's loop */
+    int event;           /* wakes the server's loop */
+    uint64_t refresh_ns; /* of the loop alone: when slots from refresh_slot are told once more */
+    uint32_t refresh_slot;
 
     pthread_mutex_t lock;      /* of all below */
     pthread_cond_t work, room; /* the list has entries, or stop; commands has room, or stop */

@@ -19,16 +19,19 @@
 #include "redis/mirror_internal.h"
 
 #define SECOND UINT64_C(1000000000)
-enum { BATCH = 128, PAUSE_MS_FIRST = 50, PAUSE_MS_MAX = 2000, ANSWER_S = 60 };
+enum { BATCH = 128, PAUSE_MS_FIRST = 50, PAUSE_MS_MAX = 2000, ANSWER_S = 60, NODE_S = 60 };
 
 /* A hash is written whole, or not at all. KEYS[1]; ARGV: node, generation, then fields and values,
  * the last of them sync. Numbers are compared as text, by length first: Lua's hold 53 bits. 1
  * written, 0 the key has a later sync, or a greater generation of this one, -1 it is another
- * daemon's. What an earlier sync left says nothing: the tensor may have gone while Redis was away,
- * and an older one been given its name. */
+ * daemon's that lives. What an earlier sync left says nothing: the tensor may have gone while Redis
+ * was away, and an older one been given its name. */
 static const char put_script[] =
     "local had = redis.call('HMGET', KEYS[1], 'node', 'generation', 'sync')\n"
-    "if had[1] and had[1] ~= ARGV[1] then return -1 end\n"
+    "if had[1] and had[1] ~= ARGV[1] then\n"
+    "  if redis.call('EXISTS', 'tensor-store:' .. had[1]) == 1 then return -1 end\n"
+    "  had = {}\n"
+    "end\n"
     "local function less(a, b) return #a < #b or (#a == #b and a < b) end\n"
     "local old, new, was, is = had[2] or '', ARGV[2], had[3] or '', ARGV[#ARGV]\n"
     "if less(is, was) or (is == was and less(new, old)) then return 0 end\n"
@@ -39,11 +42,17 @@ static const char remove_script[] =
     "local had = redis.call('HMGET', KEYS[1], 'node', 'generation')\n"
     "if had[1] ~= ARGV[1] or had[2] ~= ARGV[2] then return 0 end\n"
     "return redis.call('DEL', KEYS[1])\n";
-/* KEYS[1]; ARGV: node, sync. Removed if it is ours and of an earlier registration. */
-static const char clean_script[] = "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end\n"
-                                   "local had = redis.call('HMGET', KEYS[1], 'node', 'sync')\n"
-                                   "if had[1] ~= ARGV[1] or had[2] == ARGV[2] then return 0 end\n"
-                                   "return redis.call('DEL', KEYS[1])\n";
+/* KEYS[1]; ARGV: node, sync. Removed if it is ours and of an earlier registration, or a daemon's
+ * that is gone: its key went when nobody renewed it. */
+static const char clean_script[] =
+    "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end\n"
+    "local had = redis.call('HMGET', KEYS[1], 'node', 'sync', 'generation')\n"
+    "if not (had[1] and had[2] and had[3]) then return 0 end\n"
+    "if had[1] == ARGV[1] and had[2] == ARGV[2] then return 0 end\n"
+    "if had[1] ~= ARGV[1] and redis.call('EXISTS', 'tensor-store:' .. had[1]) == 1 then\n"
+    "  return 0\n"
+    "end\n"
+    "return redis.call('DEL', KEYS[1])\n";
 
 /* KEYS[1]; ARGV: answer, seconds. Not loaded: answers are sent when scripts are gone, too. What is
  * no list is left alone. */
@@ -300,7 +309,8 @@ static int send_batch(writer *w, const mirror_op *ops, uint32_t count)
     return result;
 }
 
-/* Removes this node's hashes of other registrations than round, page by page of a scan. */
+/* Removes this node's hashes of other registrations than round, page by page of a scan. ESTALE:
+ * Redis forgot the scripts. */
 static int clean(writer *w, uint64_t round)
 {
     char cursor[32] = "0";
@@ -313,7 +323,7 @@ static int clean(writer *w, uint64_t round)
         }
         snprintf(cursor, sizeof cursor, "%s", page->element[0]->str);
         const redisReply *keys = page->element[1];
-        int status = REDIS_OK;
+        int status = REDIS_OK, forgotten = 0;
         size_t sent = 0;
         for (; sent < keys->elements && status == REDIS_OK; sent++)
             status = redisAppendCommand(w->redis, "EVALSHA %s 1 %b %s %" PRIu64,
@@ -321,6 +331,7 @@ static int clean(writer *w, uint64_t round)
                                         keys->element[sent]->len, w->mirror->node, round);
         for (size_t i = 0; i < sent && status == REDIS_OK; i++) {
             redisReply *reply = reply_next(w);
+            forgotten |= reply && is_no_script(reply);
             if (reply)
                 freeReplyObject(reply);
             else
@@ -328,6 +339,7 @@ static int clean(writer *w, uint64_t round)
         }
         freeReplyObject(page);
         if (status != REDIS_OK) return PLLM_EIO;
+        if (forgotten) return PLLM_ESTALE;
     } while (strcmp(cursor, "0") != 0);
     return PLLM_OK;
 }
@@ -335,17 +347,14 @@ static int clean(writer *w, uint64_t round)
 /* The key goes first: if Redis loses its data in between, it goes too, and that is noticed. */
 static int registration_begin(writer *w, uint64_t round)
 {
-    redisReply *reply =
-        redisCommand(w->redis, "SET tensor-store:%s %" PRIu64, w->mirror->node, round);
+    redisReply *reply = redisCommand(w->redis, "SET tensor-store:%s %" PRIu64 " EX %d",
+                                     w->mirror->node, round, NODE_S);
     if (!reply) return PLLM_EIO;
     int status = reply->type == REDIS_REPLY_ERROR ? refused(w, reply) : PLLM_OK;
     freeReplyObject(reply);
     w->round = status == PLLM_OK ? round : 0;
-    if (status < 0) return status;
-    if (w->told) pllm_log(w->mirror->context, PLLM_LOG_WARN, "Redis is back");
-    w->told = 0;
-    w->served = 1;
-    return PLLM_OK;
+    w->served |= status == PLLM_OK;
+    return status;
 }
 
 /* Sends what was taken, in batches that a BEGIN or END cuts. */
@@ -363,21 +372,33 @@ static int send_taken(writer *w)
         status = ops[end].kind == MIRROR_BEGIN ? registration_begin(w, ops[end].record.generation)
                                                : clean(w, w->round);
         if (status < 0) return status;
+        if (ops[end].kind == MIRROR_END && result == PLLM_OK && w->told) {
+            pllm_log(w->mirror->context, PLLM_LOG_WARN, "Redis is back");
+            w->told = 0;
+        }
         end++;
     }
     return result;
 }
 
-/* Does Redis have the registration in force? OK; ESTALE: not; EIO: the connection broke. */
+/* Does Redis have the registration in force? Then that is renewed, or others would take this daemon
+ * for gone. OK; ESTALE: not; EBUSY: it does not say; EIO: the connection broke. */
 static int check_kept(writer *w)
 {
     redisReply *reply = redisCommand(w->redis, "GET tensor-store:%s", w->mirror->node);
     if (!reply) return PLLM_EIO;
     char want[24];
     snprintf(want, sizeof want, "%" PRIu64, w->round);
-    int kept = reply->type == REDIS_REPLY_STRING && !strcmp(reply->str, want);
+    int status = reply->type == REDIS_REPLY_ERROR ? refused(w, reply)
+                 : reply->type == REDIS_REPLY_STRING && !strcmp(reply->str, want) ? PLLM_OK
+                                                                                  : PLLM_ESTALE;
     freeReplyObject(reply);
-    return kept ? PLLM_OK : PLLM_ESTALE;
+    if (status < 0) return status;
+    reply = redisCommand(w->redis, "EXPIRE tensor-store:%s %d", w->mirror->node, NODE_S);
+    if (!reply) return PLLM_EIO;
+    if (reply->type == REDIS_REPLY_ERROR) status = refused(w, reply);
+    freeReplyObject(reply);
+    return status;
 }
 
 /* ---- the writer ---- */
@@ -476,7 +497,9 @@ static int serve(writer *w)
     for (;;) {
         int there = take(w);
         if (there < 0) { /* the daemon ends in order: its tensors go, and so do their hashes */
-            if (clean(w, 0) == PLLM_OK)
+            int status = clean(w, 0);
+            if (status == PLLM_ESTALE && load_scripts(w) == PLLM_OK) status = clean(w, 0);
+            if (status == PLLM_OK)
                 reply_is_ok(redisCommand(w->redis, "DEL tensor-store:%s", mirror->node));
             return 1;
         }

@@ -121,6 +121,9 @@ int pllm_store_server_delete(pllm_store_server *server, const char *name, size_t
 /* Every tensor with a name, in slot order: for reconciling. The visitor changes nothing. */
 void pllm_store_server_each(pllm_store_server *server,
                             void (*visit)(void *user, const pllm_store_entry *entry), void *user);
+/* The same of slots first to end - 1. */
+void pllm_store_server_range(pllm_store_server *server, uint32_t first, uint32_t end,
+                             void (*visit)(void *user, const pllm_store_entry *entry), void *user);
 /* The device that text means (names.h), and a device's UUID. */
 int pllm_store_server_device(const pllm_store_server *server, const char *text, size_t bytes,
                              uint32_t *index_out);

@@ -314,8 +314,15 @@ int pllm_store_server_delete(pllm_store_server *server, const char *name, size_t
 void pllm_store_server_each(pllm_store_server *server,
                             void (*visit)(void *user, const pllm_store_entry *entry), void *user)
 {
+    pllm_store_server_range(server, 0, UINT32_MAX, visit, user);
+}
+
+void pllm_store_server_range(pllm_store_server *server, uint32_t first, uint32_t end,
+                             void (*visit)(void *user, const pllm_store_entry *entry), void *user)
+{
     uint32_t slot_max = pllm_registry_slot_max(server->registry);
-    for (uint32_t slot = 0; slot < slot_max; slot++) {
+    if (end > slot_max) end = slot_max;
+    for (uint32_t slot = first; slot < end; slot++) {
         const pllm_store_record *record = pllm_registry_record(server->registry, slot);
         pllm_store_entry entry;
         if (!record || !pllm_server_named(record)) continue;

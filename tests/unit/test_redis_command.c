@@ -85,6 +85,18 @@ static void test_refused(void **state)
         {"{\"op\":\"get\",\"name\":\"X\",\"pid\":1,\"lease_s\":1}", "not both"},
         {"{\"op\":\"delete\",\"name\":\"X\",\"lease\":\"18446744073709551616\"}", "\"lease\""},
         {"{\"op\":\"delete\",\"name\":\"X\",\"lease\":5}", "\"lease\""},
+        {"{\"op\":\"delete\",\"name\":\"X\",\"lease_s\":5}", "\"lease\""},
+        {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[-1]}", "\"shape\""},
+        {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[9223372036854775807]}",
+         "\"shape\""},
+        {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[9223372036854775808]}",
+         "JSON"},
+        {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\",\"shape\":[[1]]}", "\"shape\""},
+        {"{\"op\":\"get\",\"name\":\"a\\u0000b\"}", "JSON"},
+        {"{\"op\":\"get\",\"name\":\"\\u00e9\"}", "name"},
+        {"{\"op\":\"\\u001b[2J\",\"name\":\"X\"}", "?[2J"},
+        {"{\"op\":\"get\",\"name\":\"X\",\"a\\nb\":1}", "a?b"},
+        {"\x1b[2J", "near '?'"},
         {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f32\"}", "\"shape\""},
         {"{\"op\":\"create\",\"name\":\"X\",\"shape\":[1]}", "\"dtype\""},
         {"{\"op\":\"create\",\"name\":\"X\",\"dtype\":\"f33\",\"shape\":[1]}", "f33"},
@@ -113,6 +125,41 @@ static void test_refused(void **state)
     char big[PLLM_COMMAND_BYTES_MAX + 2];
     memset(big, ' ', sizeof big);
     assert_int_equal(pllm_command_parse(big, sizeof big, &c), PLLM_ELIMIT);
+}
+
+/* Nested as deep as a command's length allows: refused, without the parser's stack running out. */
+static void test_nested(void **state)
+{
+    (void)state;
+    pllm_command c;
+    char deep[PLLM_COMMAND_BYTES_MAX];
+    memset(deep, '[', sizeof deep);
+    assert_int_equal(pllm_command_parse(deep, sizeof deep, &c), PLLM_EINVAL);
+    memset(deep + sizeof deep / 2, ']', sizeof deep / 2);
+    assert_int_equal(pllm_command_parse(deep, sizeof deep, &c), PLLM_EINVAL);
+}
+
+/* Foreign words are cut for a sentence, but never within a character: the answer is still JSON. */
+static void test_answer_of_foreign_words(void **state)
+{
+    (void)state;
+    static const char *const forms[] = {"{\"op\":\"x%s\",\"name\":\"X\",\"reply\":\"r\"}",
+                                        "{\"op\":\"get\",\"x%s\":1,\"name\":\"X\",\"reply\":\"r\"}",
+                                        "{\"op\":\"get\",\"name\":\"x%s\",\"reply\":\"r\"}"};
+    char words[128] = "", text[256], answer[PLLM_COMMAND_ANSWER_BYTES];
+    for (uint32_t i = 0; i < 60; i++) strcat(words, "\xc3\xa9");
+    for (uint32_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        pllm_command c;
+        snprintf(text, sizeof text, forms[i], words);
+        int status = parse(text, &c);
+        assert_int_equal(status, PLLM_EINVAL);
+        assert_string_equal(c.reply, "r");
+        pllm_command_answer_text(&c, status, NULL, answer);
+        json_t *object = json_loads(answer, 0, NULL);
+        assert_non_null(object);
+        assert_string_equal(json_string_value(json_object_get(object, "error")), "EINVAL");
+        json_decref(object);
+    }
 }
 
 static void test_answers(void **state)
@@ -158,6 +205,8 @@ int main(void)
         cmocka_unit_test(test_create),
         cmocka_unit_test(test_get_and_delete),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_nested),
+        cmocka_unit_test(test_answer_of_foreign_words),
         cmocka_unit_test(test_answers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -324,7 +324,13 @@ static void test_older_takes_name(void **state)
     snprintf(generation, sizeof generation, "%s", ask("HGET tensor:taken generation"));
     ask("HSET tensor:taken generation 9%s sync 1 name newer", generation);
     ask("CLIENT KILL TYPE normal SKIPME yes");
-    until("taken", "tensor:taken", "name");
+    /* It is never gone on the way, to be told again in passing. */
+    const char *name = "newer";
+    for (uint32_t i = 0; i < 10000 && !strcmp(name, "newer"); i++) {
+        poll(NULL, 0, 2);
+        name = ask("HGET tensor:taken name");
+    }
+    assert_string_equal(name, "taken");
     assert_string_equal(ask("HGET tensor:taken generation"), generation);
     assert_int_equal(pllm_store_close_tensor(tensor), PLLM_OK);
 }
@@ -362,6 +368,9 @@ static void test_daemon_returns(void **state)
     assert_string_equal(ask("EXISTS tensor:held"), "0");
     (void)ask("HSET tensor:left node %s generation 5 sync 5", node);
     (void)ask("HSET tensor:others node elsewhere:/x generation 5 sync 5");
+    (void)ask("SET tensor-store:elsewhere:/x 5"); /* it lives */
+    (void)ask("HSET tensor:theirs node elsewhere:/gone generation 5 sync 5");
+    (void)ask("HSET tensor:foreign node somebody");
     daemon_start();
     pllm_store_info info = {.struct_bytes = sizeof info};
     assert_int_equal(pllm_store_stat(r.store, "held", &info), PLLM_OK);
@@ -372,6 +381,69 @@ static void test_daemon_returns(void **state)
     make("mine", 0);
     until("mine", "tensor:mine", "name");
     assert_string_equal(ask("HGET tensor:others node"), "elsewhere:/x");
+    /* What a daemon left that ended without a word goes; what no daemon wrote does not. */
+    until("(nil)", "tensor:theirs", "node");
+    assert_string_equal(ask("HGET tensor:foreign node"), "somebody");
+    assert_in_range(atoi(ask("TTL tensor-store:%s", node)), 1, 60);
+    /* The other daemon is gone: the name is ours. */
+    (void)ask("DEL tensor-store:elsewhere:/x");
+    until(node, "tensor:others", "node");
+    until("others", "tensor:others", "name");
+}
+
+/* One hash is gone (evicted, or somebody removed it), and Redis is still there: it comes back. */
+static void test_lost_in_part(void **state)
+{
+    (void)state;
+    make("one", 0);
+    until("one", "tensor:one", "name");
+    assert_string_equal(ask("DEL tensor:one"), "1");
+    until("one", "tensor:one", "name");
+    until("1", "tensor:one", "refcount");
+}
+
+/* Redis forgot the scripts, and the daemon ends before it has noticed: its hashes still go. */
+static void test_scripts_gone_at_end(void **state)
+{
+    (void)state;
+    make("one", 0);
+    until("one", "tensor:one", "name");
+    kill(pllm_redis_private_pid(r.redis), SIGSTOP); /* nothing is sent between the two */
+    redisAppendCommand(r.cli, "SCRIPT FLUSH");
+    int done = 0;
+    while (!done) assert_int_equal(redisBufferWrite(r.cli, &done), REDIS_OK);
+    pllm_store_server_stop(r.server);
+    kill(pllm_redis_private_pid(r.redis), SIGCONT);
+    redisReply *reply;
+    assert_int_equal(redisGetReply(r.cli, (void **)&reply), REDIS_OK);
+    freeReplyObject(reply);
+    daemon_stop();
+    assert_string_equal(ask("EXISTS tensor:one"), "0");
+    daemon_start();
+}
+
+/* Two daemons may be told the same relative path: they are not one because of that. */
+static void test_relative_path(void **state)
+{
+    (void)state;
+    char here[512], node[256], path[sizeof r.path];
+    assert_non_null(getcwd(here, sizeof here));
+    memcpy(path, r.path, sizeof path);
+    daemon_stop();
+    assert_int_equal(chdir(r.folder), 0);
+    strcpy(r.path, "store.sock");
+    daemon_start();
+    memcpy(r.path, path, sizeof path);
+    assert_int_equal(chdir(here), 0);
+    make("one", 0);
+    until("one", "tensor:one", "name");
+    snprintf(node, sizeof node, "%s", ask("HGET tensor:one node"));
+    assert_string_equal(strchr(node, ':') + 1, r.path);
+    /* It removes its socket where it is. */
+    assert_int_equal(chdir(r.folder), 0);
+    daemon_stop();
+    assert_int_equal(chdir(here), 0);
+    daemon_start();
 }
 
 /* Redis takes no writes for a while (too few replicas; it might be full, or a replica itself). What
@@ -514,6 +586,9 @@ int main(void)
         TEST(test_older_takes_name),
         TEST(test_redis_dies),
         TEST(test_daemon_returns),
+        TEST(test_lost_in_part),
+        TEST(test_scripts_gone_at_end),
+        TEST(test_relative_path),
         TEST(test_refusing),
         TEST(test_overrun),
         TEST(test_reply_elsewhere),
