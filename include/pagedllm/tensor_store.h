@@ -34,8 +34,9 @@
  * When a process that had it open for writing dies, the fence is poisoned and waiters get
  * ECANCELED, until a producer that opened it since signals again.
  *
- * Threads: safe from many threads, calls of one store take turns at its socket. Handles are invalid
- * after fork(). */
+ * Threads: safe from many threads, calls of one store take turns at its socket. After fork() the
+ * parent's handles go on, and the child's are for nothing but closing the store, which frees its
+ * descriptors: calls that ask the daemon, and closing a tensor, are EINVAL there. */
 #ifndef PAGEDLLM_TENSOR_STORE_H
 #define PAGEDLLM_TENSOR_STORE_H
 
@@ -106,7 +107,9 @@ typedef struct pllm_store_spec {
 
 /* A new tensor, all zeros, open for writing. The caller gives it back with close_tensor.
  * Errors: EINVAL, EEXIST, ELIMIT (a quota, or a table of the daemon), ENODEVMEM, EUNSUPPORTED
- * (legacy, where there is none), and those of asking: EIO, ETIMEDOUT, EDEVICE, ENOMEM. */
+ * (legacy, where there is none), and those of asking: EIO, ETIMEDOUT, EDEVICE, ENOMEM, ELIMIT (no
+ * descriptors are left in this process). After an error there is no such tensor, but for EIO and
+ * ETIMEDOUT (see names). */
 PLLM_API int pllm_store_create(pllm_store *store, const char *name, const pllm_store_spec *spec,
                                pllm_store_tensor **tensor_out);
 /* writable 0: mapped for reading. A tensor that this process has open the same way already is given

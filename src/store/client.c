@@ -6,6 +6,7 @@
  * once on a new connection; one that was sent and not answered may have been carried out, and
  * fails. */
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,13 @@ static int gone(pllm_store *store)
                      store->path);
 }
 
+int pllm_store_check_process(const pllm_store *store)
+{
+    if (store->pid == getpid()) return PLLM_OK;
+    return pllm_fail(PLLM_EINVAL, 0, "this store is that of process %d, which forked: open another",
+                     (int)store->pid);
+}
+
 /* ---- one packet there, one back ---- */
 
 static int send_out(pllm_store *store, uint32_t op, uint32_t request, const int *fds)
@@ -87,7 +95,10 @@ static int receive_in(pllm_store *store)
     int status = pllm_wire_receive(store->fd, store->packet, sizeof store->packet, &bytes,
                                    store->received, PLLM_WIRE_FDS_MAX, &store->received_count, 1);
     if (status == PLLM_EIO || (status == PLLM_OK && bytes == 0)) return gone(store);
-    if (status < 0) return status;
+    /* An answer whose descriptors found no room here is one all the same: what it gave has to be
+     * given back. */
+    store->received_cut = status == PLLM_ELIMIT && bytes > 0;
+    if (status < 0 && !store->received_cut) return status;
     status = pllm_wire_decode(store->packet, bytes, &store->in);
     if (status < 0) pllm_store_received_close(store);
     return status;
@@ -99,7 +110,8 @@ static int wait_in(const pllm_store *store, uint64_t deadline)
     for (;;) {
         uint64_t now = pllm_clock_ns();
         struct pollfd in = {.fd = store->fd, .events = POLLIN};
-        int ready = poll(&in, 1, now < deadline ? (int)((deadline - now + 999999) / 1000000) : 0);
+        const uint64_t ms = now < deadline ? (deadline - now + 999999) / 1000000 : 0;
+        int ready = poll(&in, 1, ms > INT_MAX ? INT_MAX : (int)ms);
         if (ready > 0) return 1;
         if (now >= deadline) return 0;
     }
@@ -224,7 +236,7 @@ int pllm_store_take_event(pllm_store *store)
 void pllm_store_look(pllm_store *store)
 {
     const uint64_t now = pllm_clock_ns();
-    if (now < store->looked_ns + LOOK_NS) return;
+    if (now < store->looked_ns + LOOK_NS || pllm_store_check_process(store) < 0) return;
     store->looked_ns = now;
     while (store->fd >= 0 && pllm_store_take_event(store) != PLLM_EBUSY) continue;
     (void)pllm_store_connected(store);
@@ -243,6 +255,9 @@ static int say_hello(pllm_store *store)
     store->out.hello.uuid = pllm_store_text(info.uuid);
     status = pllm_store_ask_here(store, PLLM_WIRE_HELLO, NULL);
     if (status < 0) return status;
+    if (store->received_cut)
+        return pllm_fail(PLLM_ELIMIT, EMFILE,
+                         "this process has no descriptor left for the store (ulimit -n)");
     if (store->received_count != 1)
         return pllm_fail(PLLM_EINVAL, 0, "the daemon at %s sent no board with its hello",
                          store->path);
@@ -342,6 +357,7 @@ int pllm_store_open(const pllm_context *context, const pllm_store_options *optio
     pllm_store *store = pllm_alloc(context, sizeof *store);
     if (!store) return pllm_fail_memory("a store", sizeof *store);
     store->context = context;
+    store->pid = getpid();
     store->device = options->device;
     store->timeout_ms = options->timeout_ms ? options->timeout_ms : 5000;
     store->fd = store->tell_fd = store->wake = -1;
@@ -369,6 +385,17 @@ int pllm_store_open(const pllm_context *context, const pllm_store_options *optio
 void pllm_store_close(pllm_store *store)
 {
     if (!store) return;
+    if (pllm_store_check_process(store) <
+        0) { /* the parent's goes on; a lock may be held for ever */
+        if (store->fd >= 0) close(store->fd);
+        if (store->wake >= 0) close(store->wake);
+        store->fd = store->wake = -1;
+        return;
+    }
+    /* A daemon that lives has to hear what is unmapped. */
+    uint32_t any = 0;
+    for (uint32_t i = 0; i < CLIENT_BUCKETS; i++) any |= store->buckets[i] != NULL;
+    if (any && store->fd < 0) (void)pllm_store_connected(store);
     pllm_store_tensors_forget(store);
     memset(&store->out, 0, sizeof store->out);
     (void)pllm_store_tell(store, PLLM_WIRE_BYE);

@@ -10,6 +10,7 @@
 #define PLLM_STORE_CLIENT_INTERNAL_H
 
 #include <pthread.h>
+#include <sys/types.h>
 #include "device/device.h"
 #include "store/board.h"
 #include "store/wire.h"
@@ -55,6 +56,7 @@ struct pllm_store {
     const pllm_context *context;
     pllm_device *device;
     pllm_device *device_own; /* closed with us */
+    pid_t pid;               /* whose it is: not a child's, which has copies of all this */
     char path[108];
     uint32_t timeout_ms;
     int path_usual; /* nobody named it: who is at its other end has to be asked */
@@ -83,6 +85,7 @@ struct pllm_store {
     uint32_t event_first, event_count;
     int received[PLLM_WIRE_FDS_MAX]; /* descriptors of the last answer */
     uint32_t received_count;
+    int received_cut;          /* this process had no room for them: there are none */
     pllm_wire_message in, out; /* the answer, the question */
     uint8_t packet[PLLM_WIRE_PACKET_BYTES];
 };
@@ -95,6 +98,8 @@ struct pllm_store {
 int pllm_store_ask(pllm_store *store, uint32_t op, const pllm_store_tensor *about);
 /* The same on the connection that there is, with descriptors: while connecting. */
 int pllm_store_ask_here(pllm_store *store, uint32_t op, const int *fds);
+/* EINVAL after a fork, in the child: what it said would be taken for its parent's. */
+int pllm_store_check_process(const pllm_store *store);
 /* The same without an answer, and without connecting: for what a broken connection says by itself.
  */
 int pllm_store_tell(pllm_store *store, uint32_t op);

@@ -1,5 +1,6 @@
 /* client_names.c - what a client asks about names, and the events it watches
  * (include/pagedllm/tensor_store.h). */
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 
 static int check_name(const pllm_store *store, const char *name)
 {
-    if (store && name) return PLLM_OK;
+    if (store && name) return pllm_store_check_process(store);
     return pllm_fail(PLLM_EINVAL, 0, "a call by name needs a store and a name");
 }
 
@@ -69,7 +70,8 @@ int pllm_store_list(pllm_store *store, const char *prefix,
     if (!store || !visit) return pllm_fail(PLLM_EINVAL, 0, "a list needs a store and a visitor");
     uint64_t visited = 0;
     uint32_t cursor = 0;
-    int status, stop = 0;
+    int status = pllm_store_check_process(store), stop = 0;
+    if (status < 0) return status;
     pllm_store_lock(store);
     do {
         memset(&store->out, 0, sizeof store->out);
@@ -168,6 +170,7 @@ int pllm_store_watch(pllm_store *store, const char *prefix)
 {
     if (!store) return pllm_fail(PLLM_EINVAL, 0, "watching needs a store");
     int status = prefix ? pllm_store_prefix_check(prefix, strlen(prefix)) : PLLM_OK;
+    if (status == PLLM_OK) status = pllm_store_check_process(store);
     if (status < 0) return status;
     pllm_store_lock(store);
     if (store->watching) {
@@ -218,6 +221,7 @@ int pllm_store_event_next(pllm_store *store, uint32_t timeout_ms, pllm_store_eve
     if (!store || !event || event->struct_bytes != sizeof *event)
         return pllm_fail(PLLM_EINVAL, 0, "no store, or a pllm_store_event of another size than %zu",
                          sizeof *event);
+    if (pllm_store_check_process(store) < 0) return PLLM_EINVAL;
     uint64_t end = pllm_clock_ns() + timeout_ms * UINT64_C(1000000);
     for (;;) {
         int fd, status = event_take(store, event, &fd);
@@ -227,6 +231,7 @@ int pllm_store_event_next(pllm_store *store, uint32_t timeout_ms, pllm_store_eve
             return pllm_fail(PLLM_ETIMEDOUT, 0, "nothing happened in %u ms", timeout_ms);
         struct pollfd wait[2] = {{.fd = fd, .events = POLLIN},
                                  {.fd = store->wake, .events = POLLIN}};
-        (void)poll(wait, 2, (int)((end - now) / 1000000 + 1));
+        const uint64_t ms = (end - now) / 1000000 + 1;
+        (void)poll(wait, 2, ms > INT_MAX ? INT_MAX : (int)ms);
     }
 }

@@ -94,18 +94,17 @@ static int offer_one(pllm_store *store, pllm_store_tensor *tensor)
     pthread_mutex_lock(&store->tell_lock);
     if (tensor->signalled > words.fence_value) words.fence_value = tensor->signalled;
     pthread_mutex_unlock(&store->tell_lock);
-    if (offer_prepare(store, tensor, &words, fds) < 0) {
-        lose(store, tensor, pllm_last_error()->text);
-        return PLLM_OK;
-    }
-    int status = pllm_store_ask_here(store, PLLM_WIRE_OFFER, fds);
-    for (uint32_t i = 0; i < tensor->mapping.piece_count; i++) close(fds[i]);
+    int status = offer_prepare(store, tensor, &words, fds);
+    const int prepared = status == PLLM_OK; /* else descriptors are short, now */
+    if (prepared) status = pllm_store_ask_here(store, PLLM_WIRE_OFFER, fds);
+    for (uint32_t i = 0; prepared && i < tensor->mapping.piece_count; i++) close(fds[i]);
     if (status == PLLM_OK) {
         moved(store, tensor, words.fence_value);
         return PLLM_OK;
     }
     if (store->fd < 0) return status; /* it went again: the next one is offered all of this */
-    int later = status == PLLM_EBUSY || status == PLLM_EPERM || status == PLLM_ETIMEDOUT;
+    int later =
+        !prepared || status == PLLM_EBUSY || status == PLLM_EPERM || status == PLLM_ETIMEDOUT;
     if (later && pllm_clock_ns() < store->offer_until_ns)
         store->unoffered++;
     else

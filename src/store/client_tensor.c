@@ -4,6 +4,7 @@
  * Tensors of one store are in buckets by name, one entry for each way (reading, writing) a tensor
  * is open. An entry may be given again without asking as long as the board still shows its
  * generation and nothing was renamed since. */
+#include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -38,6 +39,11 @@ static int pieces_map(pllm_store *store, const pllm_wire_layout *layout, uint32_
 {
     pllm_device *device = store->device;
     uint32_t count = layout->piece_count, imported = 0;
+    if (store->received_cut)
+        return pllm_fail(PLLM_ELIMIT, EMFILE,
+                         "this process has no descriptors left for the %u pieces of a tensor "
+                         "(ulimit -n)",
+                         count);
     if (count != store->received_count)
         return pllm_fail(PLLM_EINVAL, 0, "the daemon sent %u descriptors for %u pieces",
                          store->received_count, count);
@@ -219,6 +225,18 @@ void pllm_store_tell_unmapped(pllm_store *store, uint32_t slot, uint64_t generat
     (void)pllm_store_tell(store, PLLM_WIRE_UNMAPPED);
 }
 
+/* Nobody is to find by its name what its maker could not map. */
+static void tell_delete(pllm_store *store)
+{
+    char name[PLLM_STORE_NAME_MAX];
+    const pllm_wire_text made = store->in.tensor.info.name;
+    if (made.bytes > sizeof name) return;
+    memcpy(name, made.data, made.bytes); /* it is in the packet that is written to next */
+    memset(&store->out, 0, sizeof store->out);
+    store->out.name.name = (pllm_wire_text){name, made.bytes};
+    (void)pllm_store_tell(store, PLLM_WIRE_DELETE);
+}
+
 void pllm_store_entry_name(pllm_store *store, pllm_store_tensor *tensor, uint64_t renames)
 {
     pthread_mutex_lock(&store->tell_lock);
@@ -245,7 +263,7 @@ void pllm_store_renamed(pllm_store *store, const pllm_store_info *info)
 }
 
 /* The answer to CREATE, OPEN or REDEEM becomes an entry, or one more opening of one. */
-static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t renames,
+static int entry_from_answer(pllm_store *store, uint32_t op, uint32_t writable, uint64_t renames,
                              pllm_store_tensor **tensor_out)
 {
     const pllm_wire_info *info = &store->in.tensor.info;
@@ -267,6 +285,7 @@ static int entry_from_answer(pllm_store *store, uint32_t writable, uint64_t rena
             const pllm_error error = *pllm_last_error(); /* telling may fill another */
             pllm_free(store->context, tensor);
             pllm_store_received_close(store);
+            if (op == PLLM_WIRE_CREATE) tell_delete(store);
             pllm_store_tell_close(store, slot, generation, writable);
             if (!entry_by_generation(store, generation, -1))
                 pllm_store_tell_unmapped(store, slot, generation);
@@ -296,12 +315,12 @@ static int ask_tensor(pllm_store *store, uint32_t op, uint32_t writable,
     uint64_t renames = pllm_board_renames(board);
     int status = pllm_store_ask(store, op, NULL);
     if (store->board != board) renames = UINT64_MAX;
-    return status < 0 ? status : entry_from_answer(store, writable, renames, tensor_out);
+    return status < 0 ? status : entry_from_answer(store, op, writable, renames, tensor_out);
 }
 
 static int check_call(const pllm_store *store, const char *name, const void *result)
 {
-    if (store && name && result) return PLLM_OK;
+    if (store && name && result) return pllm_store_check_process(store);
     return pllm_fail(PLLM_EINVAL, 0, "a tensor needs a store, a name and a place for the result");
 }
 
@@ -376,24 +395,41 @@ int pllm_store_redeem(pllm_store *store, const char *token, uint32_t writable,
     return pllm_store_unlock(store, status);
 }
 
-/* Unmaps the entry, frees it, and tells the daemon what that gives back. */
+/* Has this process that generation mapped, be it stale? */
+static int is_mapped(const pllm_store *store, uint64_t generation)
+{
+    for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
+        for (const pllm_store_tensor *t = store->buckets[i]; t; t = t->next)
+            if (t->generation == generation) return 1;
+    return 0;
+}
+
+/* Unmaps the entry, frees it, and tells the daemon what that gives back. A daemon that dropped us
+ * while we had it mapped keeps the memory for this process until it hears of that. */
 static void entry_close(pllm_store *store, pllm_store_tensor *tensor)
 {
+    const uint32_t slot = tensor->slot;
+    const uint64_t generation = tensor->generation;
+    const pllm_board *board = tensor->board;
     pllm_store_entry_unlink(store, tensor);
     mapping_undo(store, &tensor->mapping);
-    if (!tensor->stale && tensor->board == store->board) {
-        pllm_store_tell_close(store, tensor->slot, tensor->generation, tensor->writable);
-        if (!entry_by_generation(store, tensor->generation, -1))
-            pllm_store_tell_unmapped(store, tensor->slot, tensor->generation);
+    const int last = !is_mapped(store, generation);
+    if (board == store->board) {
+        if (!tensor->stale) pllm_store_tell_close(store, slot, generation, tensor->writable);
+        if (last) pllm_store_tell_unmapped(store, slot, generation);
     }
     pllm_free(store->context, tensor);
+    if (last && store->fd < 0 && board == store->board && pllm_store_connected(store) == PLLM_OK &&
+        board == store->board)
+        pllm_store_tell_unmapped(store, slot, generation);
 }
 
 int pllm_store_close_tensor(pllm_store_tensor *tensor)
 {
     if (!tensor) return PLLM_OK;
     pllm_store *store = tensor->store;
-    int status = PLLM_OK;
+    int status = pllm_store_check_process(store);
+    if (status < 0) return status;
     pllm_store_lock(store);
     pthread_mutex_lock(&store->tell_lock);
     const uint32_t pending_count = tensor->pending_count;
@@ -453,7 +489,7 @@ int pllm_store_fail_stale(const pllm_store_tensor *tensor)
  * something, and will notice it. */
 static void look(pllm_store *store)
 {
-    if (pthread_mutex_trylock(&store->lock) != 0) return;
+    if (pllm_store_check_process(store) < 0 || pthread_mutex_trylock(&store->lock) != 0) return;
     pllm_store_look(store);
     pthread_mutex_unlock(&store->lock);
 }
@@ -546,7 +582,8 @@ int pllm_store_signal(pllm_store_tensor *tensor, pllm_stream *stream, uint64_t v
                          "this tensor is open for reading: who signals has it open for writing");
     if (value == UINT64_MAX)
         return pllm_fail(PLLM_EINVAL, 0, "a fence's value is at most 2^64 - 2");
-    int status = pllm_store_tensor_valid(tensor);
+    int status = pllm_store_check_process(store);
+    if (status == PLLM_OK) status = pllm_store_tensor_valid(tensor);
     if (status < 0) return status;
     if (stream) return signal_in_stream(tensor, stream, value);
     pllm_store_lock(store);

@@ -478,16 +478,18 @@ void pllm_registry_abort(pllm_registry *registry, uint32_t slot)
     slot_give_back(registry, &registry->tensors[slot]);
 }
 
-/* The tensor that was old_generation, if it was offered already: mostly under that name, but who
- * offers may not have heard of a renaming, before the daemon's death or since. */
+/* The tensor of that user that was old_generation, if it was offered already: mostly under that
+ * name, but who offers may not have heard of a renaming, before the daemon's death or since. What
+ * another user offers under its number is another tensor. */
 static tensor *adopted(pllm_registry *registry, const char *name, size_t name_bytes,
-                       uint64_t old_generation)
+                       uint64_t old_generation, uint32_t uid)
 {
     tensor *t = named(registry, name, name_bytes);
-    if (t && t->old_generation == old_generation) return t;
+    if (t && t->old_generation == old_generation && t->record.uid == uid) return t;
     for (uint32_t i = 0; i < registry->tensor_max; i++) {
         t = &registry->tensors[i];
-        if (t->old_generation == old_generation && pllm_registry_named(t)) return t;
+        if (t->old_generation == old_generation && t->record.uid == uid && pllm_registry_named(t))
+            return t;
     }
     return NULL;
 }
@@ -504,7 +506,7 @@ int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const 
     if (status < 0) return status;
     if (offer->old_generation == 0 || offer->old_generation >> 32 >= registry->epoch)
         return pllm_fail(PLLM_EINVAL, 0, "only a tensor of an earlier daemon can be offered");
-    tensor *t = adopted(registry, name, name_bytes, offer->old_generation);
+    tensor *t = adopted(registry, name, name_bytes, offer->old_generation, offer->uid);
     if (t) {
         if (!pllm_registry_named(t)) return PLLM_EBUSY;
         status = pllm_registry_hold(registry, number, t->record.slot, offer->writable, 1, now_ns);
@@ -521,7 +523,8 @@ int pllm_registry_adopt(pllm_registry *registry, pllm_store_lease number, const 
                          "\"%.*s\" belongs to user %u, who has not offered it yet: try again",
                          (int)name_bytes, name, offer->uid);
     for (uint32_t i = 0; i < DELETED_OLD; i++)
-        if (registry->deleted_old[i] == offer->old_generation)
+        if (registry->deleted_old[i].generation == offer->old_generation &&
+            registry->deleted_old[i].uid == offer->uid)
             return pllm_fail(PLLM_ESTALE, 0, "\"%.*s\" was deleted meanwhile", (int)name_bytes,
                              name);
     status = slot_take(registry, offer->uid, name, name_bytes, &offer->spec, &t);
@@ -580,7 +583,8 @@ int pllm_registry_delete(pllm_registry *registry, const pllm_store_peer *peer, u
     if (status < 0) return status;
     tensor *t = &registry->tensors[slot];
     if (t->old_generation)
-        registry->deleted_old[registry->deleted_old_next++ % DELETED_OLD] = t->old_generation;
+        registry->deleted_old[registry->deleted_old_next++ % DELETED_OLD] =
+            (deleted){t->old_generation, t->record.uid};
     pllm_registry_end(registry, t);
     return PLLM_OK;
 }

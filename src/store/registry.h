@@ -236,6 +236,11 @@ int pllm_registry_drop(pllm_registry *registry, pllm_store_lease lease, uint32_t
 int pllm_registry_unmapped(pllm_registry *registry, pllm_store_lease lease, uint32_t slot,
                            uint64_t generation, uint64_t now_ns);
 
+/* An import that the process has from a connection of its that broke (lease_orphan) is this
+ * connection's from now on, or nobody's: held or unmapped next. ENOTFOUND (bare): there is none. */
+int pllm_registry_rejoin(pllm_registry *registry, pllm_store_lease lease, uint32_t slot,
+                         uint64_t generation);
+
 /* Owner only: delete, rename, pin. Who has it open for writing, or its owner: seal. All need a
  * READY or SPILLED tensor. Errors: EPERM, EEXIST and EINVAL (rename), EBUSY (seal: others have it
  * open for writing). */

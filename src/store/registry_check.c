@@ -41,7 +41,7 @@ static void tensor_check(const pllm_registry *registry, uint32_t slot)
         assert(registry->leases[r->lease].kind);
         opens += r->readers + r->writers;
         writers += r->writers;
-        importers += r->importing;
+        importers += r->importing != 0;
         sockets += registry->leases[r->lease].kind == PLLM_STORE_LEASE_SOCKET;
         previous = i;
     }

@@ -45,7 +45,8 @@ typedef struct lease {
 
 typedef struct reference {
     uint32_t lease, slot;
-    uint32_t readers, writers, importing;
+    uint32_t readers, writers;
+    uint32_t importing;   /* of a process's lease: how many of its connections broke with it */
     uint32_t fence_epoch; /* of the tensor, when this was last opened for writing */
     uint32_t hash_next;   /* of a free one: the next free one */
     uint32_t lease_next, lease_previous;
@@ -64,6 +65,11 @@ typedef struct tensor {
     uint32_t adopt_open;     /* its producer may still come back and offer it */
 } tensor;
 
+typedef struct deleted {
+    uint64_t generation;
+    uint32_t uid; /* whose: another user may have offered something under that number */
+} deleted;
+
 struct pllm_registry {
     const pllm_context *context;
     uint32_t epoch, counter, admin_uid;
@@ -79,7 +85,7 @@ struct pllm_registry {
     int64_t wall_offset_ns;
     /* Adopted tensors that were deleted, by their old generation: they do not come back through who
      * offers them late. A ring. */
-    uint64_t deleted_old[DELETED_OLD];
+    deleted deleted_old[DELETED_OLD];
     uint32_t deleted_old_next;
     user *users;
     lease *leases;

@@ -81,9 +81,10 @@ static void mapped_change(pllm_registry *registry, const reference *r, int more)
     registry->changed_first = r->lease;
 }
 
-static void import_begin(pllm_registry *registry, reference *r)
+static void import_begin(pllm_registry *registry, reference *r, uint32_t count)
 {
-    r->importing = 1;
+    r->importing += count;
+    if (r->importing > count) return;
     registry->tensors[r->slot].record.importer_count++;
     mapped_change(registry, r, 1);
 }
@@ -175,14 +176,12 @@ static void imports_move(pllm_registry *registry, lease *from, const lease *to)
 {
     while (from->references != NONE) {
         reference *r = &registry->references[from->references];
-        uint32_t slot = r->slot;
+        uint32_t slot = r->slot, count = r->importing;
         tensor *t = &registry->tensors[slot];
         pllm_registry_reference_end(registry, r); /* so there is one for to */
         if (pllm_registry_reference_get(registry, pllm_registry_lease_index(registry, to), slot,
-                                        &r) == PLLM_OK &&
-            !r->importing) {
-            import_begin(registry, r);
-        }
+                                        &r) == PLLM_OK)
+            import_begin(registry, r, count);
         pllm_registry_settle(registry, t);
     }
 }
@@ -337,9 +336,7 @@ void pllm_registry_reference_add(pllm_registry *registry, reference *r, uint32_t
     } else {
         r->readers++;
     }
-    if (import && !r->importing) {
-        import_begin(registry, r);
-    }
+    if (import && !r->importing) import_begin(registry, r, 1);
 }
 
 void pllm_registry_reference_end(pllm_registry *registry, reference *r)
@@ -424,7 +421,7 @@ int pllm_registry_imports(const pllm_registry *registry, pllm_store_lease number
     if (!l || slot >= registry->tensor_max) return 0;
     const reference *r =
         pllm_registry_reference(registry, pllm_registry_lease_index(registry, l), slot);
-    return r && r->importing;
+    return r && r->importing != 0;
 }
 
 int pllm_registry_drop(pllm_registry *registry, pllm_store_lease number, uint32_t slot,
@@ -459,6 +456,27 @@ int pllm_registry_unmapped(pllm_registry *registry, pllm_store_lease number, uin
     tensor *t = &registry->tensors[slot];
     pllm_registry_reference_end(registry, r);
     pllm_registry_settle(registry, t);
+    return PLLM_OK;
+}
+
+int pllm_registry_rejoin(pllm_registry *registry, pllm_store_lease number, uint32_t slot,
+                         uint64_t generation)
+{
+    const lease *l = pllm_registry_lease(registry, number);
+    pllm_store_lease own;
+    if (!l || pllm_registry_lease_of_pid(registry, l->peer.pid, l->peer.pid_start, &own) < 0)
+        return PLLM_ENOTFOUND;
+    reference *r = held(registry, own, slot, generation);
+    if (!r || !r->importing) return PLLM_ENOTFOUND;
+    tensor *t = &registry->tensors[slot];
+    if (r->importing > 1)
+        r->importing--;
+    else
+        import_end(registry, r);
+    if (r->readers + r->writers + r->importing == 0) pllm_registry_reference_end(registry, r);
+    pllm_registry_settle(registry, t);
+    lease *process = pllm_registry_lease(registry, own);
+    if (process->references == NONE) lease_free(registry, process);
     return PLLM_OK;
 }
 

@@ -22,6 +22,7 @@ enum {
     EVENTS_PER_WAIT = 64,
     ROUNDS_PER_TICK = 32, /* while there is always something to serve */
     PATROL_MS = 250,
+    LOOKS_PER_SWEEP = 64,   /* at clients' processes */
     WORK_AHEAD_NS = 200000, /* at a time; a request waits no longer for it */
 };
 #define MS ((uint64_t)1000000)
@@ -313,6 +314,24 @@ static int timeout_ms(const pllm_store_server *server)
     return ms > 60000 ? 60000 : (int)ms;
 }
 
+/* A connection stays open as long as anybody has its descriptor, and a child may have inherited it.
+ * A client that has died is gone all the same; its child may have the memory mapped. A few at a
+ * time. */
+static void clients_look(pllm_store_server *server)
+{
+    uint32_t looked = 0;
+    for (uint32_t i = 0; i < server->options.client_max && looked < LOOKS_PER_SWEEP; i++) {
+        client *c = &server->clients[server->look_next++ % server->options.client_max];
+        uint64_t start;
+        if (c->state == CLIENT_FREE || c->peer.pid == 0 || c->peer.pid_start == 0) continue;
+        looked++;
+        if (pllm_wire_process_start(c->peer.pid, &start) == PLLM_OK && start == c->peer.pid_start)
+            continue;
+        c->peer.pid_start = 0; /* nobody knows who has it mapped */
+        pllm_server_drop(server, c, NULL);
+    }
+}
+
 static void sweep(pllm_store_server *server)
 {
     uint32_t cursor = 0;
@@ -326,6 +345,7 @@ static void sweep(pllm_store_server *server)
         pllm_registry_lease_close(server->registry, lease, PLLM_STORE_END_DIED, server->now_ns);
         pllm_server_effects(server);
     }
+    clients_look(server);
     uint64_t next = server->now_ns + server->options.sweep_ms * MS;
     uint64_t expiry = pllm_registry_sweep(server->registry, server->now_ns);
     server->sweep_ns = expiry < next ? expiry : next;

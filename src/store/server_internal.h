@@ -95,6 +95,7 @@ struct pllm_store_server {
     atomic_int stopping;
     int memory_busy;    /* memory has work to do ahead */
     int stalled;        /* clients with answers pending */
+    uint32_t look_next; /* the client whose process is looked at next */
     uint32_t log_count; /* lines about clients in this second */
     uint64_t now_ns, log_second, sweep_ns, patrol_ns, adopt_until_ns, tick_ns;
     pllm_store_server_stats stats;

@@ -160,7 +160,12 @@ static int open_slot(pllm_store_server *server, client *c, uint32_t slot)
     }
     if (status < 0) return status;
     answer_info(server, slot);
-    if (server->request.open.kept_generation == record->generation) return PLLM_OK;
+    if (server->request.open.kept_generation == record->generation) {
+        /* Mapped since before its connection broke: counted once. */
+        if (!imported)
+            (void)pllm_registry_rejoin(server->registry, c->lease, slot, record->generation);
+        return PLLM_OK;
+    }
     status = answer_layout(server, slot, writable);
     if (status < 0) hold_undo(server, c, slot, writable, imported);
     return status;
@@ -193,8 +198,14 @@ static int request_close(pllm_store_server *server, client *c)
 
 static int request_unmapped(pllm_store_server *server, client *c)
 {
-    return pllm_registry_unmapped(server->registry, c->lease, server->request.handle.slot,
-                                  server->request.handle.generation, server->now_ns);
+    const uint32_t slot = server->request.handle.slot;
+    const uint64_t generation = server->request.handle.generation;
+    int status =
+        pllm_registry_unmapped(server->registry, c->lease, slot, generation, server->now_ns);
+    if (status != PLLM_ESTALE) return status;
+    /* Or it is what an earlier connection of the process left mapped. */
+    return pllm_registry_rejoin(server->registry, c->lease, slot, generation) < 0 ? status
+                                                                                  : PLLM_OK;
 }
 
 static int request_signal(pllm_store_server *server, client *c)

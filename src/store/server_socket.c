@@ -73,6 +73,7 @@ static int epoch_take(pllm_store_server *server)
     ssize_t got = pread(server->lock_fd, text, sizeof text - 1, 0);
     unsigned long long last = got > 0 ? strtoull(text, NULL, 10) : 0;
     unsigned long long now = (unsigned long long)time(NULL);
+    if (last >= UINT32_MAX - 1) last = 0; /* no number of ours */
     unsigned long long epoch = last + 1 > now ? last + 1 : now;
     if (epoch == 0 || epoch >= UINT32_MAX) epoch = 1; /* after the year 2106 */
     int bytes = snprintf(text, sizeof text, "%llu\n", epoch);

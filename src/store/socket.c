@@ -195,8 +195,11 @@ int pllm_wire_receive(int fd, void *packet, size_t packet_bytes, size_t *bytes_o
     if (!all || message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         for (uint32_t i = 0; i < *fd_count_out; i++) close(fds[i]);
         *fd_count_out = 0;
-        return pllm_fail(PLLM_ELIMIT, 0, "a message came with more %s than are allowed",
-                         message.msg_flags & MSG_TRUNC ? "bytes" : "descriptors");
+        if (!(message.msg_flags & MSG_TRUNC)) *bytes_out = (size_t)got;
+        return pllm_fail(PLLM_ELIMIT, 0, "a message came with more %s",
+                         message.msg_flags & MSG_TRUNC
+                             ? "bytes than are allowed"
+                             : "descriptors than can be taken (ulimit -n?)");
     }
     *bytes_out = (size_t)got;
     return PLLM_OK;

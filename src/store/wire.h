@@ -210,7 +210,8 @@ int pllm_wire_send(int fd, const void *packet, size_t bytes, const int *fds, uin
                    int dont_wait);
 /* One packet: its bytes in *bytes_out (0: the other side has gone), its descriptors, close on exec,
  * in fds, which are the caller's to close. Errors: EBUSY (bare; dont_wait and nothing there),
- * ELIMIT (packet or descriptors cut: those that came are closed), EIO, ETIMEDOUT. */
+ * ELIMIT (packet or descriptors cut: those that came are closed; *bytes_out is not 0 where it was
+ * the descriptors alone), EIO, ETIMEDOUT. */
 int pllm_wire_receive(int fd, void *packet, size_t packet_bytes, size_t *bytes_out, int *fds,
                       uint32_t fd_max, uint32_t *fd_count_out, int dont_wait);
 

@@ -59,7 +59,7 @@ typedef struct world {
     model_lease leases[LEASES];
     model_tensor tensors[TENSORS];
     model_hold holds[REFERENCES];
-    int deleted_old[8]; /* by the lower half of the generation: draws are few */
+    int deleted_old[8][8]; /* by the lower half of the generation, and uid: draws are few */
     pllm_store_record board[TENSORS], mirror[TENSORS];
     int met[32];
 } world;
@@ -205,12 +205,16 @@ static int by_name(const world *w, const char *name)
 }
 
 /* What was offered as that generation, under whatever name it has now; or who has the name. */
-static int by_offer(world *w, const char *name, uint64_t old_generation)
+static int by_offer(world *w, const char *name, uint64_t old_generation, uint32_t uid)
 {
     int there = by_name(w, name);
-    if (there >= 0 && w->tensors[there].old_generation == old_generation) return there;
+    if (there >= 0 && w->tensors[there].old_generation == old_generation &&
+        w->tensors[there].uid == uid)
+        return there;
     for (int i = 0; i < TENSORS; i++)
-        if (w->tensors[i].old_generation == old_generation && named(&w->tensors[i])) return i;
+        if (w->tensors[i].old_generation == old_generation && w->tensors[i].uid == uid &&
+            named(&w->tensors[i]))
+            return i;
     return there;
 }
 
@@ -428,10 +432,10 @@ static void step_adopt(world *w)
         assert_int_equal(status, PLLM_EINVAL);
         return;
     }
-    int there = by_offer(w, name, offer.old_generation);
+    int there = by_offer(w, name, offer.old_generation, offer.uid);
     int socket = l->kind == PLLM_STORE_LEASE_SOCKET;
     model_tensor *t = there >= 0 ? &w->tensors[there] : NULL;
-    if (t && t->old_generation == offer.old_generation) {
+    if (t && t->old_generation == offer.old_generation && t->uid == offer.uid) {
         int expected = !named(t)                                             ? PLLM_EBUSY
                        : !allowed(&l->peer, t, offer.writable ? 6 : 4)       ? PLLM_EPERM
                        : offer.writable && t->flags & PLLM_STORE_FLAG_SEALED ? PLLM_EPERM
@@ -454,7 +458,7 @@ static void step_adopt(world *w)
         return;
     }
     int expected = l->peer.uid != offer.uid && l->peer.uid != 0 ? PLLM_EPERM
-                   : w->deleted_old[(uint32_t)offer.old_generation]
+                   : w->deleted_old[(uint32_t)offer.old_generation][offer.uid & 7]
                        ? PLLM_ESTALE
                        : model_make(w, &l->peer, offer.uid, name, &offer.spec, lease);
     assert_int_equal(status, expected);
@@ -603,7 +607,8 @@ static void step_change(world *w)
         status = pllm_registry_delete(w->registry, &peer, slot, w->now);
         assert_int_equal(status, !named(t) ? PLLM_ESTALE : !owner(&peer, t) ? PLLM_EPERM : PLLM_OK);
         if (status < 0) return;
-        if (t->old_generation) w->deleted_old[(uint32_t)t->old_generation] = 1, w->met[14]++;
+        if (t->old_generation)
+            w->deleted_old[(uint32_t)t->old_generation][t->uid & 7] = 1, w->met[14]++;
         t->state = PLLM_STORE_STATE_ENDED;
         t->events |= PLLM_EFFECT_DELETED;
         return;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -610,6 +611,143 @@ static void test_cut_off(void **state)
     pllm_store_close(a);
 }
 
+/* Memory that was mapped when a connection broke goes as soon as it is unmapped, not only with the
+ * process: of what went on under a new connection, of what had ended meanwhile, of what is closed
+ * while nothing is connected, and with the store. */
+static void test_cut_off_frees(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at(), *b = store_at();
+    pllm_store_tensor *kept, *read, *ended, *unheard;
+    pllm_store_spec spec = spec_of(16);
+    assert_int_equal(pllm_store_create(a, "ended", &spec, &ended), PLLM_OK);
+    assert_int_equal(pllm_store_create(a, "unheard", &spec, &unheard), PLLM_OK);
+    spec.flags = PLLM_STORE_KEPT;
+    assert_int_equal(pllm_store_create(a, "kept", &spec, &kept), PLLM_OK);
+    assert_int_equal(pllm_store_open_tensor(a, "kept", 0, &read), PLLM_OK);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    for (uint32_t i = 0; i < 2; i++) { /* twice: counted once all the same */
+        shutdown(a->fd, SHUT_RDWR);
+        do assert_int_equal(pllm_store_stat(b, "kept", &info), PLLM_OK);
+        while (info.writers);
+        assert_int_equal(pllm_store_stat(a, "kept", &info), PLLM_OK);
+    }
+    assert_int_equal(pllm_store_tensor_valid(ended), PLLM_ESTALE);
+    store_rig_until(&rig, 3, 2);
+    assert_int_equal(pllm_store_close_tensor(ended), PLLM_OK);
+    store_rig_until(&rig, 2, 2);
+    assert_int_equal(pllm_store_close_tensor(kept), PLLM_OK);
+    assert_int_equal(pllm_store_delete(b, "kept"), PLLM_OK);
+    assert_int_equal(pllm_store_stat(a, "kept", &info), PLLM_ENOTFOUND);
+    assert_int_equal(store_rig_stats(&rig).registry.tensor_count, 2); /* it is mapped still */
+    shutdown(a->fd, SHUT_RDWR);
+    store_rig_until(&rig, 2, 1);
+    assert_int_equal(pllm_store_close_tensor(read), PLLM_OK);
+    store_rig_until(&rig, 1, 2);
+    shutdown(a->fd, SHUT_RDWR);
+    store_rig_until(&rig, 1, 1);
+    pllm_store_close(a);
+    store_rig_until(&rig, 0, 1);
+    pllm_store_close(b);
+    assert_int_equal(store_rig_stats(&rig).registry.lease_count <= 1, 1);
+    store_rig_until(&rig, 0, 0);
+}
+
+/* A child has copies of all of a store. What it does with them is nothing to its parent's, which go
+ * on: it may end, close everything in good order, or try to use it. */
+static void test_fork(void **state)
+{
+    (void)state;
+    pllm_store *a = store_at();
+    pllm_store_tensor *made, *other;
+    pllm_store_spec spec = spec_of(16);
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    assert_int_equal(pllm_store_create(a, "f", &spec, &made), PLLM_OK);
+    for (int what = 0; what < 3; what++) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            pllm_store_event event = {.struct_bytes = sizeof event};
+            if (what == 0) _exit(0);
+            if (what == 1) {
+                pllm_store_close(a);
+                _exit(0);
+            }
+            int bad = pllm_store_open_tensor(a, "f", 1, &other) != PLLM_EINVAL ||
+                      pllm_store_delete(a, "f") != PLLM_EINVAL ||
+                      pllm_store_seal(a, "f") != PLLM_EINVAL ||
+                      pllm_store_watch(a, "") != PLLM_EINVAL ||
+                      pllm_store_event_next(a, 0, &event) != PLLM_EINVAL ||
+                      pllm_store_signal(made, NULL, 9) != PLLM_EINVAL ||
+                      pllm_store_wait(made, 1, 0) != PLLM_ETIMEDOUT ||
+                      pllm_store_close_tensor(made) != PLLM_EINVAL;
+            _exit(bad);
+        }
+        int how;
+        assert_int_equal(waitpid(pid, &how, 0), pid);
+        assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+        assert_int_equal(pllm_store_stat(a, "f", &info), PLLM_OK);
+        assert_int_equal(info.writers, 1);
+        assert_int_equal(info.fence, 0);
+        assert_int_equal(info.poisoned, 0);
+    }
+    assert_int_equal(a->connection, 1);
+    pllm_store_close(a);
+    store_rig_until(&rig, 0, 0);
+}
+
+/* In a process of its own: how many descriptors it may have is its own affair. 0, or a line. */
+static int without_descriptors(void)
+{
+    pllm_store *a = store_at();
+    pllm_store_tensor *t;
+    pllm_store_spec spec = spec_of(3 << 20); /* two pieces */
+    struct rlimit all, few;
+    int next = dup(0);
+    close(next);
+    getrlimit(RLIMIT_NOFILE, &all);
+    for (int more = 0; more < 2; more++) { /* none, and one of the two */
+        few = (struct rlimit){(rlim_t)(next + more), all.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &few);
+        if (pllm_store_open_tensor(a, "there", 1, &t) != PLLM_ELIMIT) return __LINE__;
+        if (!strstr(pllm_last_error()->text, "ulimit")) return __LINE__;
+        spec.flags = PLLM_STORE_KEPT;
+        if (pllm_store_create(a, "made", &spec, &t) != PLLM_ELIMIT) return __LINE__;
+        pllm_store *other;
+        const pllm_store_options options = {.struct_bytes = sizeof options, .socket = rig.path};
+        if (pllm_store_open(NULL, &options, &other) == PLLM_OK) return __LINE__;
+        setrlimit(RLIMIT_NOFILE, &all);
+    }
+    pllm_store_info info = {.struct_bytes = sizeof info};
+    if (pllm_store_stat(a, "made", &info) != PLLM_ENOTFOUND) return __LINE__;
+    if (pllm_store_stat(a, "there", &info) != PLLM_OK) return __LINE__;
+    if (info.references != 1 || info.importers != 1) return __LINE__;
+    if (pllm_store_open_tensor(a, "there", 1, &t) != PLLM_OK) return __LINE__;
+    pllm_store_close(a);
+    return 0;
+}
+
+/* A process with no room for descriptors fails with a sentence, and holds nothing at the daemon for
+ * an answer that it could not take. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    pllm_store *b = store_at();
+    pllm_store_tensor *there;
+    pllm_store_spec spec = spec_of(3 << 20);
+    assert_int_equal(pllm_store_create(b, "there", &spec, &there), PLLM_OK);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int line = without_descriptors();
+        if (line) fprintf(stderr, "line %d: %s\n", line, pllm_last_error()->text);
+        _exit(line != 0);
+    }
+    int how;
+    assert_int_equal(waitpid(pid, &how, 0), pid);
+    assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+    pllm_store_close(b);
+    store_rig_until(&rig, 0, 0);
+}
+
 /* A signal that a stream gives while there is no daemon is told to the next one. */
 static void test_stream_without_daemon(void **state)
 {
@@ -874,6 +1012,9 @@ int main(void)
         TEST(test_no_memory),
         TEST(test_first_call_after),
         TEST(test_cut_off),
+        TEST(test_cut_off_frees),
+        TEST(test_fork),
+        TEST(test_no_descriptors),
         TEST(test_stream_without_daemon),
         TEST(test_renamed_then_dead),
         TEST(test_threads),

@@ -156,6 +156,48 @@ static void a_dead_producer_hangs_nobody(void **state)
     store_rig_close(&rig);
 }
 
+static int until_closed[2]; /* a pipe: who reads it waits for its writer's end */
+
+/* A producer with a child that has nothing to do with the store, but inherited its socket. */
+static void hold_and_fork(store_rig *rig)
+{
+    hold_for_writing(rig);
+    pid_t child = fork();
+    if (child) return;
+    char byte;
+    close(until_closed[1]);
+    (void)!read(until_closed[0], &byte, 1);
+    _exit(0);
+}
+
+static void a_dead_producer_with_a_living_child_hangs_nobody(void **state)
+{
+    (void)state;
+    store_rig rig;
+    store_talk talk;
+    const store_rig none = {0};
+    const pllm_store_server_options options = {.sweep_ms = 20};
+    rig = none;
+    store_rig_open(&rig, &options, 0);
+    store_talk_open(&rig, &talk);
+    waiting w = {.value = 4};
+    assert_int_equal(pllm_board_attach(NULL, dup(talk.fds[0]), &w.board), PLLM_OK);
+    assert_int_equal(store_create(&talk, "f", 64, 0), PLLM_OK);
+    w.info = talk.answer.tensor.info;
+    assert_int_equal(pipe(until_closed), 0);
+    pid_t child = child_of(&rig, hold_and_fork);
+    end(child);
+    wait_on(&w);
+    assert_int_equal(w.status, PLLM_ECANCELED);
+    store_rig_until(&rig, 1, 1);
+    assert_int_equal(store_rig_stats(&rig).registry.lease_count, 1);
+    close(until_closed[0]);
+    close(until_closed[1]);
+    pllm_board_close(w.board);
+    store_talk_close(&talk);
+    store_rig_close(&rig);
+}
+
 /* ---- the daemon's return ---- */
 
 typedef struct held { /* what a client keeps of a tensor it has open */
@@ -615,6 +657,7 @@ int main(void)
         cmocka_unit_test(a_killed_client_leaves_nothing),
         cmocka_unit_test(who_lives_on_keeps_the_memory),
         cmocka_unit_test(a_dead_producer_hangs_nobody),
+        cmocka_unit_test(a_dead_producer_with_a_living_child_hangs_nobody),
         cmocka_unit_test(a_new_daemon_takes_over_what_clients_hold),
         cmocka_unit_test(offers_end),
         cmocka_unit_test(a_killed_daemon_is_followed),
