@@ -335,6 +335,21 @@ int cuda_chunk_export(pllm_device *device, pllm_chunk *handle, uint32_t read_onl
     return status;
 }
 
+/* Of what the driver refused: a card without memory says nothing of the descriptor. */
+static int import_failed(cuda_device *cuda, int status, int fd, uint64_t bytes)
+{
+    int native = status == PLLM_ENODEVMEM ? CUDA_OUT_OF_MEMORY : pllm_last_error()->native;
+    if (atomic_load(&cuda->dead)) return status;
+    if (native == CUDA_OUT_OF_MEMORY)
+        return pllm_fail(PLLM_EDEVICE, native,
+                         "%s has no memory left to map another process's chunk: others are using "
+                         "it",
+                         cuda->name);
+    return pllm_fail(PLLM_EINVAL, native,
+                     "descriptor %d is no exported chunk of %llu bytes of this GPU", fd,
+                     (unsigned long long)bytes);
+}
+
 int cuda_chunk_import(pllm_device *device, int fd, uint64_t bytes, uint32_t read_only,
                       pllm_chunk **chunk_out)
 {
@@ -369,12 +384,10 @@ fail_memory:
     CUDA_NOTE(cuda, memory_release, chunk->memory);
 fail_chunk:
     close(chunk->fd);
+    status = import_failed(cuda, status, fd, bytes);
 fail_free:
     pllm_free(device->context, chunk);
-    if (atomic_load(&cuda->dead)) return status;
-    return pllm_fail(PLLM_EINVAL, pllm_last_error()->native,
-                     "descriptor %d is no exported chunk of %llu bytes of this GPU", fd,
-                     (unsigned long long)bytes);
+    return status;
 }
 
 /* ---- host memory ---- */

@@ -2,12 +2,14 @@
  * with a call missing, GPUs that are not there; every driver call and every allocation failing in
  * turn; a sticky error; memory that can't be pinned or exported; a batch that breaks off half way.
  */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "device/cuda.h"
@@ -694,6 +696,50 @@ static void an_exported_chunk_was_zeroed_even_if_never_mapped(void **state)
     pllm_device_close(device);
 }
 
+/* What is wrong with importing is said: not every failure is a wrong descriptor. */
+static void an_import_that_fails_says_why(void **state)
+{
+    (void)state;
+    static const char *const full[] = {"cuMemImportFromShareableHandle", "cuMemAddressReserve",
+                                       "cuMemMap"};
+    pllm_device *device = open_fake(NULL);
+    const pllm_device_ops *ops = device->ops;
+    pllm_chunk *chunk, *imported;
+    int fd;
+    assert_int_equal(ops->chunk_create(device, MEBI, &chunk), PLLM_OK);
+    assert_int_equal(ops->chunk_export(device, chunk, 0, &fd), PLLM_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        fake->fail_call = full[i];
+        fake->fail_code = CUDA_OUT_OF_MEMORY;
+        fake->calls = 0;
+        pllm_fail(PLLM_EIO, 42, "a mark");
+        assert_int_equal(ops->chunk_import(device, fd, MEBI, 0, &imported), PLLM_EDEVICE);
+        assert_null(imported);
+        assert_int_equal(pllm_last_error()->native, CUDA_OUT_OF_MEMORY);
+        assert_non_null(strstr(pllm_last_error()->text, "no memory left"));
+        fake->fail_code = CUDA_INVALID_VALUE;
+        fake->calls = 0;
+        assert_int_equal(ops->chunk_import(device, fd, MEBI, 0, &imported), PLLM_EINVAL);
+        assert_int_equal(pllm_last_error()->native, CUDA_INVALID_VALUE);
+    }
+    fake->fail_call = NULL;
+    fake->fail_code = 0;
+    struct rlimit limit, none;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = limit;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    int status = ops->chunk_import(device, fd, MEBI, 0, &imported);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(status, PLLM_EDEVICE);
+    assert_int_equal(pllm_last_error()->native, EMFILE);
+    assert_int_equal(ops->chunk_import(device, fd, MEBI, 0, &imported), PLLM_OK);
+    ops->chunk_destroy(device, imported);
+    close(fd);
+    ops->chunk_destroy(device, chunk);
+    pllm_device_close(device);
+}
+
 /* Something of the batch is on its way, so submitting has succeeded, and the failure is the work's:
  * the event, the stream that waits for it and both syncs report it, once each. */
 static void a_batch_that_breaks_off_fails_as_its_work(void **state)
@@ -879,6 +925,7 @@ int main(void)
         CASE(memory_is_pinned_in_parts),
         CASE(memory_that_can_t_be_exported_still_serves),
         CASE(an_exported_chunk_was_zeroed_even_if_never_mapped),
+        CASE(an_import_that_fails_says_why),
         CASE(a_batch_that_breaks_off_fails_as_its_work),
         CASE(pending_events_are_known_as_such),
         CASE(a_failed_map_leaves_the_place_free),
