@@ -15,8 +15,10 @@
 #include "../fake/fake_cuda.h"
 #include <pagedllm/ledger.h>
 #include "device/cuda.h"
+#include "device/cuda_driver.h"
 #include "engine/parts.h"
 #include "engine_support.h"
+#include "gguf_builder.h"
 
 #define LIBRARY PLLM_BINARY_DIR "/tests/libfake_cuda.so"
 
@@ -404,6 +406,136 @@ static void graphs_stay_within_the_limit(void **state)
     fake->graph_cost = 0;
 }
 
+/* Others have taken the card's last memory when a graph is made: the pass goes without, kernel by
+ * kernel, and the next one that has none tries again; after three passes nobody asks any more. What
+ * there is of graphs stays. */
+static void a_graph_that_finds_no_room_is_done_without(void **state)
+{
+    (void)state;
+    static const char *const calls[] = {"cuGraphInstantiateWithFlags", "cuGraphUpload"};
+    for (uint32_t c = 0; c < 2; c++) {
+        pllm_device *device = open_fake();
+        setting s = {.format = "f16"};
+        pllm_engine_options options = options_of(&s);
+        pllm_engine *engine = open_engine(device, &options);
+        pllm_sequence *sequences[SEQUENCES];
+        for (uint32_t i = 0; i < SEQUENCES; i++)
+            assert_int_equal(pllm_sequence_open(engine, &sequences[i]), PLLM_OK);
+        rows_at(engine, sequences, 1, 96);
+        assert_int_equal(fake->graphs, 1);
+        fake->fail_call = calls[c];
+        fake->fail_code = CUDA_OUT_OF_MEMORY;
+        fake->fail_at = fake->calls = 0;
+        fake->fail_count = 1;
+        uint64_t launches = fake->launches;
+        rows_at(engine, sequences, 2, 96);
+        assert_int_equal(fake->graphs, 1);
+        assert_true(fake->launches > launches);
+        rows_at(engine, sequences, 2, 96);
+        assert_int_equal(fake->graphs, 2);
+        fake->fail_count = 100;
+        fake->calls = 0;
+        for (uint32_t i = 0; i < 5; i++) rows_at(engine, sequences, 3, 96);
+        assert_int_equal(fake->calls, 3);
+        rows_at(engine, sequences, 2, 96); /* its graph is there */
+        pllm_engine_check(engine);
+        fake->fail_call = NULL;
+        fake->fail_code = 0;
+        pllm_engine_close(engine);
+        pllm_device_close(device);
+        assert_int_equal(fake->live, 0);
+    }
+}
+
+/* A llama of LAYERS layers whose feed-forward matrices are in f32 in the first layer and in q8_0 in
+ * the others, as quantised files have a few finer layers. */
+enum { LAYERS = 12, WIDTH = 512, FFN = 1024 };
+static void write_uneven(const char *path)
+{
+    gguf_builder b = {0};
+    char name[64];
+    gguf_builder_string(&b, "general.architecture", "llama");
+    gguf_builder_u32(&b, "llama.block_count", LAYERS);
+    gguf_builder_u32(&b, "llama.context_length", 256);
+    gguf_builder_u32(&b, "llama.embedding_length", WIDTH);
+    gguf_builder_u32(&b, "llama.feed_forward_length", FFN);
+    gguf_builder_u32(&b, "llama.attention.head_count", 8);
+    gguf_builder_u32(&b, "llama.attention.head_count_kv", 4);
+    gguf_builder_f32(&b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    gguf_builder_f32(&b, "llama.rope.freq_base", 10000.0f);
+    gguf_builder_tensor(&b, "token_embd.weight", 2, WIDTH, 256, 8);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        const struct {
+            const char *part;
+            uint32_t rank, columns, rows, type;
+        } tensors[] = {{"attn_norm", 1, WIDTH, 1, 0},
+                       {"attn_q", 2, WIDTH, WIDTH, 8},
+                       {"attn_k", 2, WIDTH, WIDTH / 2, 8},
+                       {"attn_v", 2, WIDTH, WIDTH / 2, 8},
+                       {"attn_output", 2, WIDTH, WIDTH, 8},
+                       {"ffn_norm", 1, WIDTH, 1, 0},
+                       {"ffn_gate", 2, WIDTH, FFN, layer ? 8 : 0},
+                       {"ffn_up", 2, WIDTH, FFN, layer ? 8 : 0},
+                       {"ffn_down", 2, FFN, WIDTH, layer ? 8 : 0}};
+        for (uint32_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+            snprintf(name, sizeof name, "blk.%u.%s.weight", layer, tensors[i].part);
+            gguf_builder_tensor(&b, name, tensors[i].rank, tensors[i].columns, tensors[i].rows,
+                                tensors[i].type);
+        }
+    }
+    gguf_builder_tensor(&b, "output_norm.weight", 1, WIDTH, 1, 0);
+    uint64_t bytes;
+    uint8_t *data = gguf_builder_finish(&b, &bytes);
+    FILE *file = fopen(path, "wb");
+    assert_true(file && fwrite(data, 1, bytes, file) == bytes);
+    assert_int_equal(fclose(file), 0);
+    free(data);
+}
+
+/* One layer that is larger than the others does not make each as large: without a limit all of them
+ * stay, and under one as many as it has room for. */
+static void layers_of_unequal_size(void **state)
+{
+    (void)state;
+    const char *path = PLLM_BINARY_DIR "/tests/uneven.gguf";
+    write_uneven(path);
+    pllm_engine_options options = {.struct_bytes = sizeof options,
+                                   .device = "cuda",
+                                   .kv_format = "f16",
+                                   .host_memory_bytes = 64 << 20,
+                                   .sequence_max = 1,
+                                   .context_max = 256};
+    uint64_t resident = 0;
+    for (uint32_t limited = 0; limited < 2; limited++) {
+        pllm_device *device = open_fake();
+        pllm_engine *engine;
+        if (pllm_engine_open_on(NULL, path, &options, device, NULL, &engine) < 0)
+            fail_msg("%s", pllm_last_error()->text);
+        pllm_sequence *sequence;
+        assert_int_equal(pllm_sequence_open(engine, &sequence), PLLM_OK);
+        take(engine, &sequence, 1, 40, 0);
+        for (uint32_t i = 0; i < 3; i++) take(engine, &sequence, 1, 1, 1);
+        pllm_engine_stats stats = {.struct_bytes = sizeof stats};
+        pllm_engine_info info = {.struct_bytes = sizeof info};
+        assert_int_equal(pllm_engine_stats_get(engine, &stats), PLLM_OK);
+        assert_int_equal(pllm_engine_info_get(engine, &info), PLLM_OK);
+        assert_true(stats.device_bytes_peak <= stats.device_limit_bytes);
+        if (!limited) {
+            assert_int_equal(stats.weight_stream_bytes, 0);
+            assert_int_equal(stats.weight_resident_bytes, info.weight_bytes);
+            resident = info.weight_bytes;
+            options.vram_limit_bytes = info.least_vram_bytes;
+        } else {
+            assert_true(stats.weight_stream_bytes > 0);
+            assert_true(stats.weight_resident_bytes < resident);
+        }
+        pllm_engine_close(engine);
+        pllm_device_close(device);
+        assert_int_equal(fake->live, 0);
+    }
+    unlink(path);
+}
+
 /* A limit that is too small is refused with the least that works; and that works. */
 static void the_least_is_enough(void **state)
 {
@@ -486,6 +618,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(budgets),
         cmocka_unit_test(weights),
+        cmocka_unit_test(layers_of_unequal_size),
         cmocka_unit_test(disk),
         cmocka_unit_test(little_may_be_pinned),
         cmocka_unit_test(prompts_and_blocks_share),
@@ -494,6 +627,7 @@ int main(void)
         cmocka_unit_test(disk_under_any_limit),
         cmocka_unit_test(a_ledger_takes_blocks_back),
         cmocka_unit_test(graphs_stay_within_the_limit),
+        cmocka_unit_test(a_graph_that_finds_no_room_is_done_without),
         cmocka_unit_test(the_least_is_enough),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -653,6 +653,10 @@ static int decode_graph(pllm_engine *engine, const pass_args *a, uint32_t chunks
     if (!pllm_cuda_graphs_are_made(engine)) return decode_layers(engine, a, chunks);
     uint32_t bound = 1u << bucket < engine->chunk_max ? 1u << bucket : engine->chunk_max;
     int status = capture_layers(engine, a, bound, &graph);
+    if (status == PLLM_ENODEVMEM) { /* the card is full of others' memory */
+        pllm_cuda_graphs_refused(engine);
+        return decode_layers(engine, a, chunks);
+    }
     if (status < 0) return status;
     status = pllm_cuda_graph_launch(engine->device, graph, state->compute);
     if (status == PLLM_OK)

@@ -8,8 +8,9 @@
  *
  * The card's figure is everybody's, in steps of 2 MiB: many graphs seem to take nothing
  * (GRAPH_LEAST is counted), and another process may take memory in between. One that seems to take
- * more than all may is therefore given up and made again; after three in a row passes are launched
- * kernel by kernel for good. */
+ * more than all may is therefore given up and made again; after three in a row no more are made,
+ * and passes that have none are launched kernel by kernel. One that the card had no memory for
+ * counts likewise. */
 #include "engine/cuda/cuda_state.h"
 
 enum { GRAPH_LEAST = 64 << 10, STRIKES = 3 };
@@ -67,6 +68,11 @@ void pllm_cuda_graphs_keep(pllm_engine *engine, uint32_t rows, uint32_t bucket,
     graphs->entries[graphs->count++] = (cuda_graph){
         .graph = graph, .rows = rows, .bucket = bucket, .bytes = bytes, .used = ++graphs->clock};
     graphs->bytes += bytes;
+}
+
+void pllm_cuda_graphs_refused(pllm_engine *engine)
+{
+    engine->cuda->graphs.strikes++;
 }
 
 void pllm_cuda_graphs_close(pllm_engine *engine)

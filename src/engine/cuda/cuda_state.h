@@ -48,11 +48,12 @@ typedef struct cuda_weights {
     cuda_layer *layers;
     uint64_t image_bytes; /* of the largest layer */
     uint32_t resident_count, streamed_count, ring_count;
-    uint32_t *place;       /* [layer]: resident: which image; streamed: which slot of the ring */
+    uint64_t *place;       /* [layer]: where its image, or its slot of the ring, is in space */
+    uint32_t *slot;        /* [layer]: streamed: which slot */
     uint8_t *streamed;     /* [layer] */
     uint32_t *following;   /* [layer]: the layer its slot takes next; PLLM_NONE: not streamed */
     void **host_images;    /* [layer]: NULL if resident */
-    pllm_workspace *space; /* images of resident layers | ring */
+    pllm_workspace *space; /* images of resident layers | ring, each slot for the largest */
     pllm_workspace *fixed; /* embedding | output | output norm */
     pllm_cuda_matrix embedding, output;
     pllm_va output_norm;
@@ -213,11 +214,13 @@ void pllm_cuda_prompt_space_close(pllm_engine *engine);              /* nothing 
 int pllm_cuda_upload(pllm_engine *engine, pllm_va to, const void *from, uint64_t bytes);
 
 /* cuda_graphs.c: the graph of such a pass, or NULL. Then, if graphs are made, the caller makes one,
- * launches it and has it kept. No graph may be running but the one that is kept. */
+ * launches it and has it kept; or says that there was no memory for it. No graph may be running but
+ * the one that is kept. */
 pllm_cuda_graph *pllm_cuda_graphs_find(pllm_engine *engine, uint32_t rows, uint32_t bucket);
 int pllm_cuda_graphs_are_made(const pllm_engine *engine);
 void pllm_cuda_graphs_keep(pllm_engine *engine, uint32_t rows, uint32_t bucket,
                            pllm_cuda_graph *graph);
+void pllm_cuda_graphs_refused(pllm_engine *engine);
 void pllm_cuda_graphs_close(pllm_engine *engine);
 
 /* cuda_forward.c */

@@ -98,11 +98,12 @@ int pllm_cuda_weights_plan(pllm_engine *engine)
     uint32_t layers = engine->shape.layer_count;
     weights->layers = pllm_alloc_array(context, layers, sizeof *weights->layers);
     weights->place = pllm_alloc_array(context, layers, sizeof *weights->place);
+    weights->slot = pllm_alloc_array(context, layers, sizeof *weights->slot);
     weights->following = pllm_alloc_array(context, layers, sizeof *weights->following);
     weights->streamed = pllm_alloc(context, layers);
     weights->host_images = pllm_alloc_array(context, layers, sizeof *weights->host_images);
-    if (!weights->layers || !weights->place || !weights->following || !weights->streamed ||
-        !weights->host_images)
+    if (!weights->layers || !weights->place || !weights->slot || !weights->following ||
+        !weights->streamed || !weights->host_images)
         return pllm_fail_memory("the table of layers", layers * sizeof *weights->layers);
     weights->total_bytes = 0;
     for (uint32_t i = 0; i < layers; i++) {
@@ -120,17 +121,19 @@ int pllm_cuda_weights_plan(pllm_engine *engine)
     if (status < 0) return status;
     weights->total_bytes += pllm_cuda_weights_fixed_bytes(engine);
     uint32_t images = layers < RING_LAYERS ? layers : RING_LAYERS;
-    weights->least_bytes =
-        pllm_cuda_weights_fixed_bytes(engine) + images * weights->image_bytes + LEAST_ROUNDING;
+    weights->least_bytes = pllm_cuda_weights_fixed_bytes(engine) + images * weights->image_bytes;
+    if (weights->total_bytes < weights->least_bytes) weights->least_bytes = weights->total_bytes;
+    weights->least_bytes += LEAST_ROUNDING;
     return PLLM_OK;
 }
 
 /* Which layers stay, resident_count of them; and which slot of the ring each of the others takes,
- * and after which. */
-static void choose_residents(pllm_engine *engine)
+ * and after which. Returns the bytes that images and ring take. */
+static uint64_t choose_residents(pllm_engine *engine)
 {
     cuda_weights *weights = &engine->cuda->weights;
-    uint32_t layers = engine->shape.layer_count, resident = 0, streamed = 0;
+    uint32_t layers = engine->shape.layer_count, streamed = 0;
+    uint64_t resident_bytes = 0;
     uint32_t first_of_slot[RING_LAYERS] = {0}, last_of_slot[RING_LAYERS] = {0};
     pllm_spread spread = {.total = layers, .room = weights->resident_count};
     weights->streamed_count = layers - weights->resident_count;
@@ -140,10 +143,11 @@ static void choose_residents(pllm_engine *engine)
         weights->following[i] = PLLM_NONE;
         weights->streamed[i] = !pllm_spread_next(&spread, 1);
         if (!weights->streamed[i]) {
-            weights->place[i] = resident++;
+            weights->place[i] = resident_bytes;
+            resident_bytes += weights->layers[i].bytes;
             continue;
         }
-        uint32_t slot = weights->place[i] = streamed % weights->ring_count;
+        uint32_t slot = weights->slot[i] = streamed % weights->ring_count;
         if (streamed++ < weights->ring_count)
             first_of_slot[slot] = i;
         else
@@ -152,13 +156,28 @@ static void choose_residents(pllm_engine *engine)
     }
     for (uint32_t slot = 0; slot < weights->ring_count; slot++)
         weights->following[last_of_slot[slot]] = first_of_slot[slot];
+    for (uint32_t i = 0; i < layers; i++)
+        if (weights->streamed[i])
+            weights->place[i] = resident_bytes + weights->slot[i] * weights->image_bytes;
+    return resident_bytes + weights->ring_count * weights->image_bytes;
+}
+
+/* As many layers as there is room for. */
+static uint64_t fill_with_layers(pllm_engine *engine, uint64_t room)
+{
+    cuda_weights *weights = &engine->cuda->weights;
+    weights->resident_count = engine->shape.layer_count - 1;
+    uint64_t bytes = choose_residents(engine);
+    while (bytes > room && weights->resident_count > 0) {
+        weights->resident_count--;
+        bytes = choose_residents(engine);
+    }
+    return bytes;
 }
 
 static pllm_va image_va(const cuda_weights *weights, uint32_t layer)
 {
-    uint64_t index = weights->place[layer];
-    if (weights->streamed[layer]) index += weights->resident_count;
-    return pllm_workspace_va(weights->space) + index * weights->image_bytes;
+    return pllm_workspace_va(weights->space) + weights->place[layer];
 }
 
 /* --- loading --- */
@@ -337,27 +356,24 @@ int pllm_cuda_weights_open(pllm_engine *engine, uint64_t available_bytes)
 {
     cuda_weights *weights = &engine->cuda->weights;
     uint32_t layers = engine->shape.layer_count;
-    uint64_t fixed = pllm_cuda_weights_fixed_bytes(engine), image = weights->image_bytes;
-    if (fixed + layers * image <= available_bytes)
+    uint64_t fixed = pllm_cuda_weights_fixed_bytes(engine), space;
+    if (weights->total_bytes <= available_bytes) {
         weights->resident_count = layers;
-    else {
-        uint64_t ring = RING_LAYERS * image, room = available_bytes - fixed;
+        space = choose_residents(engine);
+    } else {
         if (available_bytes < weights->least_bytes)
             return pllm_fail(PLLM_ENODEVMEM, 0,
                              "%llu bytes of device memory are left for weights; embeddings and %d "
                              "layers take %llu: raise --vram-limit",
                              (unsigned long long)available_bytes, RING_LAYERS,
                              (unsigned long long)weights->least_bytes);
-        weights->resident_count = (uint32_t)((room - ring - LEAST_ROUNDING) / image);
-        if (weights->resident_count >= layers) weights->resident_count = layers - 1;
+        space = fill_with_layers(engine, available_bytes - fixed - LEAST_ROUNDING);
     }
-    choose_residents(engine);
     int status = pllm_workspace_open(engine->context, engine->device, engine->budget, "weights",
                                      fixed, &weights->fixed);
     if (status == PLLM_OK)
         status = pllm_workspace_open(engine->context, engine->device, engine->budget, "layers",
-                                     (weights->resident_count + weights->ring_count) * image,
-                                     &weights->space);
+                                     space, &weights->space);
     for (uint32_t i = 0; status == PLLM_OK && i < weights->ring_count; i++) {
         status = engine->device->ops->event_open(engine->device, &weights->loaded[i]);
         if (status == PLLM_OK)
@@ -365,7 +381,7 @@ int pllm_cuda_weights_open(pllm_engine *engine, uint64_t available_bytes)
     }
     if (status == PLLM_ENODEVMEM && pllm_last_error()->status != status)
         return pllm_fail(status, 0, "there is no device memory for %llu bytes of weights",
-                         (unsigned long long)(fixed + weights->resident_count * image));
+                         (unsigned long long)(fixed + space));
     return status < 0 ? status : load_all(engine);
 }
 
@@ -384,6 +400,7 @@ void pllm_cuda_weights_close(pllm_engine *engine)
     pllm_workspace_close(weights->fixed);
     pllm_free(engine->context, weights->layers);
     pllm_free(engine->context, weights->place);
+    pllm_free(engine->context, weights->slot);
     pllm_free(engine->context, weights->following);
     pllm_free(engine->context, weights->streamed);
     pllm_free(engine->context, weights->host_images);
@@ -403,8 +420,8 @@ static int send(pllm_engine *engine, uint32_t layer)
                       .bytes = bytes};
     int status = device->ops->copy(device, state->copies, PLLM_COPY_IN, &copy);
     if (status == PLLM_OK)
-        status = device->ops->event_record(device, weights->loaded[weights->place[layer]],
-                                           state->copies);
+        status =
+            device->ops->event_record(device, weights->loaded[weights->slot[layer]], state->copies);
     if (status == PLLM_OK) weights->streamed_bytes += bytes;
     return status;
 }
@@ -432,7 +449,7 @@ int pllm_cuda_layer_enter(pllm_engine *engine, uint32_t layer, pllm_va *image_ou
     int status = weights->primed ? PLLM_OK : prime(engine);
     if (status < 0) return status;
     return engine->device->ops->stream_wait(engine->device, engine->cuda->compute,
-                                            weights->loaded[weights->place[layer]]);
+                                            weights->loaded[weights->slot[layer]]);
 }
 
 int pllm_cuda_layer_leave(pllm_engine *engine, uint32_t layer)
@@ -440,7 +457,7 @@ int pllm_cuda_layer_leave(pllm_engine *engine, uint32_t layer)
     pllm_cuda_state *state = engine->cuda;
     cuda_weights *weights = &state->weights;
     if (!weights->streamed[layer] || weights->following[layer] == layer) return PLLM_OK;
-    pllm_event *released = weights->released[weights->place[layer]];
+    pllm_event *released = weights->released[weights->slot[layer]];
     int status = engine->device->ops->event_record(engine->device, released, state->compute);
     if (status == PLLM_OK)
         status = engine->device->ops->stream_wait(engine->device, state->copies, released);
