@@ -76,6 +76,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS)
         asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(here));
         asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(best) : "memory");
     }
+    __syncwarp(); /* to the cluster's barrier, whole warps */
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
                  "barrier.cluster.wait.acquire.aligned;" ::: "memory");
     if (blockIdx.x != 0) return;

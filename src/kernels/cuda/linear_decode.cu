@@ -186,26 +186,30 @@ __device__ __forceinline__ void decode(const decode_arguments &a)
         }
         float *out = (float *)a.out + column * a.out_stride + n, before = 0.0f;
         if (a.epilogue == 1 && mine) before = __ldcg(out);
-        /* One barrier a set: who comes to the next one has done with this one's other buffer. */
+        /* One barrier a set: who comes to the next one has done with this one's other buffer. A
+         * half warp may be behind, and barriers want whole ones. */
+        __syncwarp();
         if (ctas > 1)
             cluster_arrive(), cluster_wait();
         else
             __syncthreads();
 
-        if (column >= a.rows) continue;
-        if (a.norm_weight && factor == 0.0f) {
-            float square = add_slices(squares + column, DECODE_ROWS, a.cluster_shift);
-            factor = 1.0f / sqrtf(square / (float)a.k + a.epsilon);
+        if (column < a.rows) {
+            if (a.norm_weight && factor == 0.0f) {
+                float square = add_slices(squares + column, DECODE_ROWS, a.cluster_shift);
+                factor = 1.0f / sqrtf(square / (float)a.k + a.epsilon);
+            }
+            const float *at = partial + tile * slice_count * 16 * columns + column * 16 + n % 16;
+            float result = add_slices(at, 16 * columns, a.cluster_shift);
+            if (a.norm_weight) result *= factor;
+            if (a.matrices > 1) {
+                float up = add_slices(at + warps * 16 * columns, 16 * columns, a.cluster_shift);
+                if (a.norm_weight) up *= factor;
+                result = result / (1.0f + expf(-result)) * up;
+            }
+            if (mine) *out = a.epilogue == 1 ? before + result : result;
         }
-        const float *at = partial + tile * slice_count * 16 * columns + column * 16 + n % 16;
-        float result = add_slices(at, 16 * columns, a.cluster_shift);
-        if (a.norm_weight) result *= factor;
-        if (a.matrices > 1) {
-            float up = add_slices(at + warps * 16 * columns, 16 * columns, a.cluster_shift);
-            if (a.norm_weight) up *= factor;
-            result = result / (1.0f + expf(-result)) * up;
-        }
-        if (mine) *out = a.epilogue == 1 ? before + result : result;
+        __syncwarp();
     }
     if (ctas > 1) cluster_arrive_relaxed(), cluster_wait(); /* others may still be reading ours */
 }

@@ -189,6 +189,7 @@ __device__ __forceinline__ void stream(const decode_arguments &a)
             barrier_expect(square_barrier, DECODE_SLICES * DECODE_ROWS * 4);
         }
     }
+    __syncwarp(); /* to the cluster's barrier, whole warps */
     if (ctas > 1) cluster_arrive_relaxed();
 
     const uint8_t *row[2]; /* what is fetched next comes from these two rows of W */
@@ -250,6 +251,7 @@ __device__ __forceinline__ void stream(const decode_arguments &a)
     else
         convert_x<DTYPE, COLUMNS, COLUMNS == 16 ? 2 : 1, 8>(
             a, x_shared, x_scale, x_sum, our_squares, slice_first, slice_count, groups, rest);
+    __syncwarp();
     if (ctas > 1) cluster_wait(); /* all have their barriers */
     __syncthreads();
     if (ctas > 1 && a.norm_weight) /* everyone's squares go to everyone */
