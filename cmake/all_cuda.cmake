@@ -50,6 +50,5 @@ int main(int argc, char **argv)
 }
 ]])
   add_executable(all_cuda ${folder}/main.c ${objects})
-  target_link_libraries(all_cuda PRIVATE pagedllm_static PkgConfig::CMOCKA
-    $<$<TARGET_EXISTS:test_support>:test_support>)
+  pllm_test_libraries(all_cuda)
 endfunction()

@@ -15,6 +15,7 @@ import layers
 import portable
 import readmes
 import symbols
+import tests
 
 README = "# base - x\nUses: -. Used by: all.\nIdeas: -\nRules: -\nCost: -\nFailures: -\nNot here: -\nTry: -\n"
 HEADER = "#ifndef A\n#define A\n#define PLLM_API __attribute__((visibility(\"default\")))\nPLLM_API int pllm_a(void); /* PLLM_API int old(void); */\n#endif\n"
@@ -53,6 +54,10 @@ class Checks(unittest.TestCase):
         self.refused(layers.check, {"include/pagedllm/x.h": '# include "base/a.h"'}, "public header")
         self.refused(layers.check, {"src/base/x.c": '#include "base/gone.h"'}, "no such file")
         self.refused(layers.check, {"src/other/x.c": ""}, "no module")
+
+    def test_tests(self):
+        self.assertEqual(self.faults(tests.check, {"tests/CMakeLists.txt": "pllm_test_program(a a.c)\n"}), [])
+        self.refused(tests.check, {"tests/a/CMakeLists.txt": " add_executable(a a.c)\n"}, "CMakeLists.txt:1")
 
     def test_readmes(self):
         self.assertEqual(self.faults(readmes.check, {}), [])
