@@ -28,7 +28,7 @@ enum {
 #define MS ((uint64_t)1000000)
 
 /* What an event of the set is for: in the upper half of its data. */
-enum { TAG_CLIENT = 0, TAG_LISTEN = 1, TAG_WAKE = 2, TAG_STOP = 3, TAG_PART = 4 };
+enum { TAG_CLIENT = 0, TAG_LISTEN = PLLM_SERVER_LISTEN, TAG_WAKE = 2, TAG_STOP = 3, TAG_PART = 4 };
 
 static uint64_t tag(uint32_t what, uint32_t index)
 {
@@ -322,11 +322,9 @@ static void clients_look(pllm_store_server *server)
     uint32_t looked = 0;
     for (uint32_t i = 0; i < server->options.client_max && looked < LOOKS_PER_SWEEP; i++) {
         client *c = &server->clients[server->look_next++ % server->options.client_max];
-        uint64_t start;
         if (c->state == CLIENT_FREE || c->peer.pid == 0 || c->peer.pid_start == 0) continue;
         looked++;
-        if (pllm_wire_process_start(c->peer.pid, &start) == PLLM_OK && start == c->peer.pid_start)
-            continue;
+        if (pllm_wire_process_lives(c->peer.pid, c->peer.pid_start)) continue;
         c->peer.pid_start = 0; /* nobody knows who has it mapped */
         pllm_server_drop(server, c, NULL);
     }
@@ -339,13 +337,13 @@ static void sweep(pllm_store_server *server)
     const pllm_store_peer *peer;
     while (
         pllm_registry_lease_next(server->registry, PLLM_STORE_LEASE_PID, &cursor, &lease, &peer)) {
-        uint64_t start;
-        if (pllm_wire_process_start(peer->pid, &start) == PLLM_OK && start == peer->pid_start)
-            continue;
+        if (pllm_wire_process_lives(peer->pid, peer->pid_start)) continue;
         pllm_registry_lease_close(server->registry, lease, PLLM_STORE_END_DIED, server->now_ns);
         pllm_server_effects(server);
     }
     clients_look(server);
+    if (server->spare_fd < 0) pllm_server_spare_open(server);
+    if (server->deaf && server->spare_fd >= 0) pllm_server_listen_for(server, EPOLLIN);
     uint64_t next = server->now_ns + server->options.sweep_ms * MS;
     uint64_t expiry = pllm_registry_sweep(server->registry, server->now_ns);
     server->sweep_ns = expiry < next ? expiry : next;

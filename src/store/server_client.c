@@ -99,6 +99,18 @@ static void client_add(pllm_store_server *server, int fd)
         pllm_log(server->context, PLLM_LOG_WARN, "store: a client is refused: %s", why);
 }
 
+void pllm_server_listen_for(pllm_store_server *server, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.u64 = (uint64_t)PLLM_SERVER_LISTEN << 32};
+    if (epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, server->listen_fd, &event) == 0)
+        server->deaf = events == 0;
+}
+
+void pllm_server_spare_open(pllm_store_server *server)
+{
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 void pllm_server_accept(pllm_store_server *server)
 {
     for (int i = 0; i < ACCEPTS_PER_WAKE; i++) {
@@ -114,12 +126,14 @@ void pllm_server_accept(pllm_store_server *server)
             close(server->spare_fd);
             fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
             if (fd >= 0) close(fd);
-            server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+            pllm_server_spare_open(server);
             if (may_log(server))
                 pllm_log(server->context, PLLM_LOG_WARN,
                          "store: a client is refused: all descriptors are taken (ulimit -n)");
             continue;
         }
+        /* Another thread took the one that was kept: nobody is let in until there is one again. */
+        if (errno == EMFILE || errno == ENFILE) pllm_server_listen_for(server, 0);
         return;
     }
 }
@@ -129,11 +143,9 @@ void pllm_server_accept(pllm_store_server *server)
 static void lease_end(pllm_store_server *server, client *c)
 {
     if (!c->lease) return;
-    uint64_t start = 0;
-    int lives = c->peer.pid && pllm_wire_process_start(c->peer.pid, &start) == PLLM_OK;
     if (c->peer.pid == 0 || c->peer.pid_start == 0) {
         pllm_registry_lease_close(server->registry, c->lease, PLLM_STORE_END_LOST, server->now_ns);
-    } else if (lives && start == c->peer.pid_start) {
+    } else if (pllm_wire_process_lives(c->peer.pid, c->peer.pid_start)) {
         pllm_registry_lease_orphan(server->registry, c->lease, PLLM_STORE_END_DIED, server->now_ns);
         /* Who is just dying will be seen soon. */
         uint64_t soon = server->now_ns + 5000000;

@@ -214,8 +214,12 @@ static int holder_lease(pllm_store_server *server, pllm_store_holder *holder)
     holder->lease = 0;
     if (holder->pid) {
         uint64_t start;
-        if (pllm_wire_process_start(holder->pid, &start) < 0)
-            return pllm_fail(PLLM_ENOTFOUND, 0, "there is no process %u", holder->pid);
+        int status = pllm_wire_process_start(holder->pid, &start);
+        if (status < 0)
+            return pllm_fail(status, 0,
+                             status == PLLM_ENOTFOUND ? "there is no process %u"
+                                                      : "process %u cannot be looked at now",
+                             holder->pid);
         holder->peer.pid = holder->pid;
         holder->peer.pid_start = start;
         if (pllm_registry_lease_of_pid(server->registry, holder->pid, start, &holder->lease) ==
@@ -227,6 +231,7 @@ static int holder_lease(pllm_store_server *server, pllm_store_holder *holder)
     if (!holder->lease_ns) return PLLM_OK;
     uint64_t expires = server->now_ns + holder->lease_ns;
     if (expires < server->now_ns) expires = UINT64_MAX;
+    if (server->sweep_ns > expires) server->sweep_ns = expires;
     return pllm_registry_lease_open(server->registry, PLLM_STORE_LEASE_TIMED, &holder->peer,
                                     expires, &holder->lease);
 }

@@ -95,6 +95,7 @@ struct pllm_store_server {
     atomic_int stopping;
     int memory_busy;    /* memory has work to do ahead */
     int stalled;        /* clients with answers pending */
+    int deaf;           /* there are no descriptors, not even the spare one: nobody is let in */
     uint32_t look_next; /* the client whose process is looked at next */
     uint32_t log_count; /* lines about clients in this second */
     uint64_t now_ns, log_second, sweep_ns, patrol_ns, adopt_until_ns, tick_ns;
@@ -110,7 +111,10 @@ int pllm_server_listen(pllm_store_server *server);
 void pllm_server_unlisten(pllm_store_server *server);
 
 /* server_client.c */
+enum { PLLM_SERVER_LISTEN = 1 }; /* the listening socket's tag in the set (server.c) */
 void pllm_server_accept(pllm_store_server *server);
+void pllm_server_listen_for(pllm_store_server *server, uint32_t events); /* EPOLLIN, or 0 */
+void pllm_server_spare_open(pllm_store_server *server);
 void pllm_server_client_event(pllm_store_server *server, client *c, uint32_t events);
 void pllm_server_drop(pllm_store_server *server, client *c, const char *why);
 /* Sends without waiting. EBUSY: no room now. */

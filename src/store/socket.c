@@ -42,9 +42,16 @@ int pllm_wire_address(const char *path, struct sockaddr_un *address_out)
 int pllm_wire_process_start(uint32_t pid, uint64_t *start_out)
 {
     pllm_ledger_process found;
-    if (pllm_ledger_process_find((int32_t)pid, &found) < 0) return PLLM_ENOTFOUND;
-    *start_out = found.start;
-    return PLLM_OK;
+    int status = pllm_ledger_process_find((int32_t)pid, &found);
+    if (status == PLLM_OK) *start_out = found.start;
+    return status;
+}
+
+int pllm_wire_process_lives(uint32_t pid, uint64_t start)
+{
+    uint64_t found = 0;
+    int status = pllm_wire_process_start(pid, &found);
+    return status == PLLM_OK ? found == start : status != PLLM_ENOTFOUND;
 }
 
 int pllm_wire_peer(int fd, pllm_store_peer *peer_out)

@@ -202,8 +202,11 @@ struct sockaddr_un;
 int pllm_wire_address(const char *path, struct sockaddr_un *address_out);
 /* Who is at the other end, from the kernel. Errors: EIO. */
 int pllm_wire_peer(int fd, pllm_store_peer *peer_out);
-/* Start time of a process that lives, in the kernel's ticks; ENOTFOUND (bare): there is none. */
+/* Start time of a process that lives, in the kernel's ticks; ENOTFOUND (bare): there is none; EIO
+ * (bare): it cannot be told, for lack of descriptors or the like. */
 int pllm_wire_process_start(uint32_t pid, uint64_t *start_out);
+/* 0: the process of that start time has ended. 1: it lives, or that cannot be told. */
+int pllm_wire_process_lives(uint32_t pid, uint64_t start);
 /* One packet with its descriptors. dont_wait: EBUSY (bare) where the socket is full.
  * Errors: EIO, ETIMEDOUT. */
 int pllm_wire_send(int fd, const void *packet, size_t bytes, const int *fds, uint32_t fd_count,

@@ -662,6 +662,22 @@ static void parts_hear_and_act(void **state)
     store_rig_close(&rig);
 }
 
+/* A reference for a time ends when the time is over, not when the daemon looks at processes. */
+static void a_lease_ends_at_its_end(void **state)
+{
+    (void)state;
+    store_rig rig;
+    const pllm_store_server_options options = {.sweep_ms = 3600000};
+    store_rig_open(&rig, &options, 0);
+    part_call call = {.name = "t", .holder.lease_ns = 30000000};
+    uint64_t before = pllm_clock_ns();
+    store_rig_inside(&rig, call_create, &call);
+    assert_int_equal(call.status, PLLM_OK);
+    store_rig_until(&rig, 0, 0);
+    assert_true(pllm_clock_ns() - before >= 30000000);
+    store_rig_close(&rig);
+}
+
 /* Who may: another user, over a socket that all may use. */
 static void users_are_told_apart(void **state)
 {
@@ -725,6 +741,82 @@ static void users_are_told_apart(void **state)
     store_rig_close(&rig);
 }
 
+/* 0, or the line at which somebody of the tensors' group was let do what it may not, or not what it
+ * may. */
+static int one_of_the_group(store_rig *rig, const char *token)
+{
+    static store_talk other;
+    store_talk_open(rig, &other);
+    other.ask = (pllm_wire_message){.op = PLLM_WIRE_WATCH};
+    if (store_ask(&other, NULL, 0) != PLLM_OK) return __LINE__;
+    if (store_open(&other, "group", 0) != PLLM_OK) return __LINE__;
+    const pllm_wire_info group = other.answer.tensor.info;
+    if (store_open(&other, "group", 1) != PLLM_EPERM) return __LINE__;
+    if (store_signal(&other, group.slot, group.generation, 1) != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_DELETE, "group", 0, NULL) != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_RENAME, "group", 0, "x") != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_PIN, "group", 1, NULL) != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_SEAL, "group", 0, NULL) != PLLM_EPERM) return __LINE__;
+    if (store_open(&other, "shared", 1) != PLLM_OK) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_PIN, "shared", 1, NULL) != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_DELETE, "shared", 0, NULL) != PLLM_EPERM) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_SEAL, "shared", 0, NULL) != PLLM_EBUSY) return __LINE__;
+    /* Its mode holds for who has a token, too. */
+    other.ask = (pllm_wire_message){.op = PLLM_WIRE_REDEEM};
+    other.ask.open.name = (pllm_wire_text){token, (uint32_t)strlen(token)};
+    if (store_ask(&other, NULL, 0) != PLLM_EPERM) return __LINE__;
+    /* Of its own it has three at most, however often it connects. */
+    if (store_create(&other, "mine/1", 64, PLLM_STORE_FLAG_KEPT) != PLLM_OK) return __LINE__;
+    if (store_create(&other, "mine/2", 64, PLLM_STORE_FLAG_KEPT) != PLLM_OK) return __LINE__;
+    if (store_create(&other, "mine/3", 64, PLLM_STORE_FLAG_KEPT) != PLLM_OK) return __LINE__;
+    store_talk_close(&other);
+    store_talk_open(rig, &other);
+    if (store_create(&other, "mine/4", 64, 0) != PLLM_ELIMIT) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_DELETE, "mine/1", 0, NULL) != PLLM_OK) return __LINE__;
+    if (store_name(&other, PLLM_WIRE_DELETE, "mine/2", 0, NULL) != PLLM_OK) return __LINE__;
+    return 0;
+}
+
+/* The group may what its mode says, and not what is the owner's. */
+static void groups_are_told_apart(void **state)
+{
+    (void)state;
+    if (geteuid() != 0) {
+        skip();
+        return;
+    }
+    store_rig rig;
+    store_talk talk;
+    const pllm_store_server_options options = {.socket_mode = 0666, .count_per_user_max = 3};
+    store_rig_open(&rig, &options, 0);
+    chmod(rig.folder, 0711);
+    store_talk_open(&rig, &talk);
+    static const struct {
+        const char *name;
+        uint32_t mode;
+    } tensors[] = {{"group", 0640}, {"shared", 0660}, {"own", 0600}};
+    for (int i = 0; i < 3; i++) {
+        talk.ask = (pllm_wire_message){.op = PLLM_WIRE_CREATE};
+        talk.ask.create.spec = (pllm_wire_spec){.rank = 1, .mode = tensors[i].mode, .shape = {64}};
+        talk.ask.create.name = (pllm_wire_text){tensors[i].name, (uint32_t)strlen(tensors[i].name)};
+        assert_int_equal(store_ask(&talk, NULL, 0), PLLM_OK);
+    }
+    char token[PLLM_STORE_TOKEN_BYTES];
+    pllm_store_token_text(talk.answer.tensor.info.slot, talk.answer.tensor.info.generation, token);
+    pid_t child = fork();
+    if (child == 0) {
+        if (setgroups(0, NULL) < 0 || setuid(54322) < 0) _exit(99);
+        int line = one_of_the_group(&rig, token);
+        if (line) fprintf(stderr, "line %d: %s\n", line, pllm_last_error()->text);
+        _exit(line != 0);
+    }
+    int result;
+    waitpid(child, &result, 0);
+    assert_true(WIFEXITED(result) && WEXITSTATUS(result) == 0);
+    store_talk_close(&talk);
+    store_rig_close(&rig);
+}
+
 static void reclaim_gives_back(void **state)
 {
     (void)state;
@@ -764,7 +856,9 @@ int main(void)
         cmocka_unit_test(one_daemon_a_path),
         cmocka_unit_test(generations_grow_over_restarts),
         cmocka_unit_test(parts_hear_and_act),
+        cmocka_unit_test(a_lease_ends_at_its_end),
         cmocka_unit_test(users_are_told_apart),
+        cmocka_unit_test(groups_are_told_apart),
         cmocka_unit_test(reclaim_gives_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

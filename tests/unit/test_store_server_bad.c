@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 #include "base/clock.h"
+#include "store/server_internal.h"
 #include "store_rig.h"
 
 typedef struct bad {
@@ -339,16 +341,70 @@ static void no_descriptor_left(void **state)
     bad b;
     struct rlimit before, few;
     bad_open(&b, NULL);
-    int client = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    int who = socket(AF_UNIX, SOCK_SEQPACKET, 0);
     struct sockaddr_un address;
     assert_int_equal(pllm_wire_address(b.rig.path, &address), PLLM_OK);
     getrlimit(RLIMIT_NOFILE, &before);
     few = before;
-    few.rlim_cur = (rlim_t)client + 1;
+    few.rlim_cur = (rlim_t)who + 1;
     setrlimit(RLIMIT_NOFILE, &few);
-    assert_int_equal(connect(client, (struct sockaddr *)&address, sizeof address), 0);
-    assert_hung_up(client);
+    assert_int_equal(connect(who, (struct sockaddr *)&address, sizeof address), 0);
+    assert_hung_up(who);
     setrlimit(RLIMIT_NOFILE, &before);
+    good_works(&b);
+    bad_close(&b, 0);
+}
+
+static void spare_lose(store_rig *rig, void *user)
+{
+    (void)user;
+    close(rig->server->spare_fd);
+    rig->server->spare_fd = -1;
+}
+
+static void spare_look(store_rig *rig, void *user)
+{
+    *(int *)user = rig->server->spare_fd;
+}
+
+static uint64_t cpu_us(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (uint64_t)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000 +
+           (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+}
+
+/* Not even the one that was kept for refusing them: who connects waits, and the loop does not spin
+ * meanwhile. */
+static void no_spare_left(void **state)
+{
+    (void)state;
+    bad b;
+    struct rlimit before, few;
+    const pllm_store_server_options options = {.sweep_ms = 50};
+    bad_open(&b, &options);
+    store_rig_inside(&b.rig, spare_lose, NULL);
+    int who = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    struct sockaddr_un address;
+    assert_int_equal(pllm_wire_address(b.rig.path, &address), PLLM_OK);
+    getrlimit(RLIMIT_NOFILE, &before);
+    few = before;
+    few.rlim_cur = 1; /* whatever is free, it is not to be had */
+    setrlimit(RLIMIT_NOFILE, &few);
+    assert_int_equal(connect(who, (struct sockaddr *)&address, sizeof address), 0);
+    uint64_t used = cpu_us();
+    poll(NULL, 0, 300);
+    used = cpu_us() - used;
+    setrlimit(RLIMIT_NOFILE, &before);
+    assert_true(used < 100000);
+    close(who);
+    int spare = -1; /* is there again when it can be */
+    for (int i = 0; i < 1000 && spare < 0; i++) {
+        poll(NULL, 0, 5);
+        store_rig_inside(&b.rig, spare_look, &spare);
+    }
+    assert_true(spare >= 0);
     good_works(&b);
     bad_close(&b, 0);
 }
@@ -410,6 +466,7 @@ int main(void)
         cmocka_unit_test(a_slow_watcher_loses_events_only),
         cmocka_unit_test(more_clients_than_may_be_are_refused),
         cmocka_unit_test(no_descriptor_left),
+        cmocka_unit_test(no_spare_left),
         cmocka_unit_test(a_flood),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

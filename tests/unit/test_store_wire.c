@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -422,6 +423,19 @@ static void processes_are_told_by_their_start(void **state)
     assert_int_equal(own, again);
     assert_int_equal(pllm_wire_process_start(1, &init), PLLM_OK);
     assert_true(init <= own && own > 0);
+    assert_int_equal(pllm_wire_process_lives((uint32_t)getpid(), again), 1);
+    assert_int_equal(pllm_wire_process_lives((uint32_t)getpid(), again + 1), 0);
+    assert_int_equal(pllm_wire_process_lives(0x7fffffff, again), 0);
+    /* Who has no descriptor to look with says of nobody that it is dead. */
+    struct rlimit before;
+    getrlimit(RLIMIT_NOFILE, &before);
+    const struct rlimit none = {0, before.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+    const int lives = pllm_wire_process_lives((uint32_t)getpid(), again);
+    const int start = pllm_wire_process_start((uint32_t)getpid(), &own);
+    setrlimit(RLIMIT_NOFILE, &before);
+    assert_int_equal(lives, 1);
+    assert_int_equal(start, PLLM_EIO);
     assert_int_equal(pllm_wire_process_start(0x7fffffff, &own), PLLM_ENOTFOUND);
 }
 
