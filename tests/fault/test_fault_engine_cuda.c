@@ -179,6 +179,7 @@ int main(void)
 {
     fake = fake_cuda_load(LIBRARY);
     if (!fake) return 1;
+    fake_cuda_keep_blas();
     set_options();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call),

@@ -614,6 +614,7 @@ int main(void)
 {
     fake = fake_cuda_load(LIBRARY);
     if (!fake) return 1;
+    fake_cuda_keep_blas();
     fake->deferred = 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(budgets),

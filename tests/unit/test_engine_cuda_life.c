@@ -227,6 +227,7 @@ int main(void)
 {
     fake = fake_cuda_load(LIBRARY);
     if (!fake) return 1;
+    fake_cuda_keep_blas();
     fake->deferred = 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(lives)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -175,6 +175,7 @@ int main(void)
 {
     fake = fake_cuda_load(LIBRARY);
     if (!fake) return 1;
+    fake_cuda_keep_blas();
     fake->kernel = kernel;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(with_room_for_all),
