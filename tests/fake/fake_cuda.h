@@ -63,9 +63,9 @@ static inline fake_cuda *fake_cuda_load(const char *path)
     return get();
 }
 
-/* For tests that open many engines on the driver: cuBLASLt, where the machine has one, is loaded once
- * and stays. Each engine would load and unload its hundreds of megabytes, which takes longer than
- * the rest of opening it. */
+/* For tests that open many engines on the driver: cuBLASLt, where the machine has one, is loaded
+ * once and stays. Each engine would load and unload its hundreds of megabytes, which takes longer
+ * than the rest of opening it. */
 static inline void fake_cuda_keep_blas(void)
 {
     if (!dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE))

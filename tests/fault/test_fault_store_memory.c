@@ -5,12 +5,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <dirent.h>
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "device/cuda.h"
-#include "failing_context.h"
+#include "fault_rig.h"
 #include "store/memory.h"
 
 #define MEBI ((uint64_t)1 << 20)
@@ -20,14 +19,14 @@
 static const pllm_store_owner ann = {1000, 1000, 0600}, bob = {1001, 1001, 0600};
 
 typedef struct world {
-    const pllm_context *context;
-    pllm_device *inner, *device;
+    fault_run *run;
+    const pllm_context *context; /* the run's, as is device */
+    pllm_device *device;
     pllm_budget *budget;
     pllm_budget_member *member;
     pllm_store_memory *memory;
     pllm_store_block *blocks[BLOCKS];
-    uint32_t cuda, failures;
-    int expected; /* of a failed allocation; 0: any failure */
+    uint32_t cuda;
 } world;
 
 /* What a failed step may not change. */
@@ -45,26 +44,20 @@ static snapshot look(const world *w)
                       s.piece_bytes, s.spilled_bytes, s.slab_used_bytes};
 }
 
-#define STEP(w, call)                                                    \
-    do {                                                                 \
-        snapshot before = look(w);                                       \
-        int status_ = (call);                                            \
-        if (status_ < 0) {                                               \
-            snapshot after = look(w);                                    \
-            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
-            (w)->failures++;                                             \
-            assert_memory_equal(&before, &after, sizeof before);         \
-            status_ = (call);                                            \
-        }                                                                \
-        assert_int_equal(status_, PLLM_OK);                              \
-    } while (0)
+#define STEP(w, call) FAULT_STEP((w)->run, snapshot, look(w), FAULT_SAME, call)
 
-static int open_inner(world *w)
+static int open_cuda(const pllm_context *context, pllm_device **inner)
 {
-    pllm_cuda_device_options cuda = {.struct_bytes = sizeof cuda, .library = FAKE, .nvml = FAKE};
-    pllm_host_device_options host = {.struct_bytes = sizeof host, .capacity_bytes = 128 * MEBI};
-    return w->cuda ? pllm_device_open_cuda(w->context, &cuda, &w->inner)
-                   : pllm_device_open_host(w->context, &host, &w->inner);
+    pllm_cuda_device_options options = {
+        .struct_bytes = sizeof options, .library = FAKE, .nvml = FAKE};
+    return pllm_device_open_cuda(context, &options, inner);
+}
+
+static int open_host(const pllm_context *context, pllm_device **inner)
+{
+    pllm_host_device_options options = {.struct_bytes = sizeof options,
+                                        .capacity_bytes = 128 * MEBI};
+    return pllm_device_open_host(context, &options, inner);
 }
 
 static void expect_word(world *w, pllm_store_block *block, uint64_t offset, uint8_t value)
@@ -132,85 +125,58 @@ static void clean(world *w)
     assert_int_equal(pllm_budget_charged(w->member), 0);
     pllm_budget_leave(w->member);
     pllm_budget_close(w->budget);
-    assert_int_equal(pllm_faulty_device_live(w->device), 0);
-    pllm_device_close(w->device);
-    pllm_device_close(w->inner);
 }
 
-static void begin(world *w, const pllm_faulty_device_options *faulty)
+static world begin(fault_run *run, uint32_t cuda)
 {
-    STEP(w, open_inner(w));
-    STEP(w, pllm_device_open_faulty(w->context, w->inner, faulty, &w->device));
-    STEP(w, pllm_budget_open(w->context, 64 * MEBI, &w->budget));
-    STEP(w, pllm_budget_join(w->budget, "store", 0, 64 * MEBI, &w->member));
+    world w = {.run = run, .context = run->context, .device = run->device, .cuda = cuda};
+    STEP(&w, pllm_budget_open(w.context, 64 * MEBI, &w.budget));
+    STEP(&w, pllm_budget_join(w.budget, "store", 0, 64 * MEBI, &w.member));
+    return w;
 }
 
-static uint32_t descriptors_open(void)
+static void run_host(fault_run *run)
 {
-    uint32_t count = 0;
-    DIR *folder = opendir("/proc/self/fd");
-    assert_non_null(folder);
-    while (readdir(folder)) count++;
-    closedir(folder);
-    return count;
+    world w = begin(run, 0);
+    work(&w);
+    clean(&w);
 }
 
-static void device_faults(uint32_t cuda, uint32_t fail_async)
+static void run_cuda(fault_run *run)
 {
-    failing_context memory;
-    failing_context_init(&memory, FAILING_NEVER);
-    uint32_t descriptors = descriptors_open();
-    for (uint64_t n = 0;; n++) {
-        world w = {.context = &memory.context, .cuda = cuda};
-        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
-        begin(&w, &options);
-        work(&w);
-        assert_true(w.failures <= 1);
-        int hit = pllm_faulty_device_calls(w.device) > n;
-        clean(&w);
-        failing_context_check(&memory);
-        assert_int_equal(descriptors_open(), descriptors);
-        if (hit) continue;
-        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
-                      cuda ? "cuda, fake" : "host", fail_async ? ", asynchronously" : "");
-        assert_true(n >= 60);
-        return;
-    }
+    world w = begin(run, 1);
+    work(&w);
+    clean(&w);
 }
+
+/* A tick that fails is no step: not every failed allocation is told. */
+static const fault_scenario scenarios[] = {{.name = "host",
+                                            .open = open_host,
+                                            .run = run_host,
+                                            .device_floor = 60,
+                                            .allocation_floor = 40},
+                                           {.name = "cuda, fake",
+                                            .open = open_cuda,
+                                            .run = run_cuda,
+                                            .device_floor = 60,
+                                            .allocation_floor = 40}};
 
 static void every_device_call_fails_once(void **state)
 {
     (void)state;
-    device_faults(0, 0);
-    device_faults(1, 0);
+    for (uint32_t cuda = 0; cuda < 2; cuda++) fault_each_device_call(&scenarios[cuda], 0);
 }
 
 static void every_device_call_fails_once_asynchronously(void **state)
 {
     (void)state;
-    device_faults(0, 1);
-    device_faults(1, 1);
+    for (uint32_t cuda = 0; cuda < 2; cuda++) fault_each_device_call(&scenarios[cuda], 1);
 }
 
 static void every_allocation_fails_once(void **state)
 {
     (void)state;
-    for (uint32_t cuda = 0; cuda < 2; cuda++)
-        for (uint64_t n = 0;; n++) {
-            failing_context memory;
-            failing_context_init(&memory, n);
-            world w = {.context = &memory.context, .expected = PLLM_ENOMEM, .cuda = cuda};
-            begin(&w, NULL);
-            work(&w);
-            assert_true(w.failures <= 1); /* none if it was a tick that met it */
-            clean(&w);
-            failing_context_check(&memory);
-            if (failing_context_hit(&memory)) continue;
-            print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
-                          cuda ? "cuda, fake" : "host");
-            assert_true(n >= 40);
-            break;
-        }
+    for (uint32_t cuda = 0; cuda < 2; cuda++) fault_each_allocation(&scenarios[cuda]);
 }
 
 /* Failures at random moments in random lives: whatever is refused, what there is keeps its bytes.
@@ -220,9 +186,9 @@ static void random_lives_survive_random_failures(void **state)
     (void)state;
     enum { LIVES = 12, STEPS = 1200 };
     for (uint32_t cuda = 0; cuda < 2; cuda++) {
-        failing_context memory;
-        failing_context_init(&memory, FAILING_NEVER);
-        world w = {.context = &memory.context, .cuda = cuda};
+        fault_run run;
+        fault_run_open(&run, &scenarios[cuda], UINT64_MAX, 0, FAILING_NEVER);
+        world w = begin(&run, cuda);
         struct {
             pllm_store_block *block;
             uint64_t bytes;
@@ -235,7 +201,6 @@ static void random_lives_survive_random_failures(void **state)
                                              .legacy_bytes_max = 16 * MEBI,
                                              .slab_bytes = 2 * MEBI,
                                              .spilled_bytes_max = 16 * MEBI};
-        begin(&w, NULL);
         assert_int_equal(pllm_store_memory_open(w.context, w.device, w.member, &options, &w.memory),
                          PLLM_OK);
         for (int step = 0; step < STEPS; step++) {
@@ -243,7 +208,7 @@ static void random_lives_survive_random_failures(void **state)
             uint32_t i = x % LIVES, what = x / 64 % 8;
             pllm_store_block **block = &lives[i].block;
             pllm_faulty_device_arm(w.device, x / 512 % 16);
-            if (x / 8192 % 4 == 0) memory.fail_at = memory.call_count + x / 32768 % 4;
+            if (x / 8192 % 4 == 0) run.memory.fail_at = run.memory.call_count + x / 32768 % 4;
             int status = PLLM_OK;
             if (!*block) {
                 uint64_t bytes = 1 + x / 1024 % (what < 4 ? 5000 : 6 * MEBI);
@@ -266,7 +231,7 @@ static void random_lives_survive_random_failures(void **state)
             }
             failed += status < 0;
             pllm_faulty_device_arm(w.device, UINT64_MAX);
-            memory.fail_at = FAILING_NEVER;
+            run.memory.fail_at = FAILING_NEVER;
             pllm_store_memory_check(w.memory);
             if (!*block) continue;
             uint8_t seen = 1, value = (uint8_t)(x >> 32);
@@ -282,7 +247,7 @@ static void random_lives_survive_random_failures(void **state)
         assert_true(failed > 20);
         for (uint32_t i = 0; i < LIVES; i++) pllm_store_memory_free(w.memory, lives[i].block, 0);
         clean(&w);
-        failing_context_check(&memory);
+        fault_run_close(&run);
     }
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include "fault_rig.h"
 #include "vmm_rig.h"
 
 #define PAGE ((uint64_t)64 << 10)
@@ -21,14 +22,13 @@
 #define ALLOCATION_FLOOR 75u
 
 typedef struct world {
-    const pllm_context *context;
-    pllm_device *inner, *device;
+    fault_run *run;
+    const pllm_context *context; /* the run's, as is device */
+    pllm_device *device;
     pllm_vmm *vmm;
     pllm_vmm_pool *pool, *other;
     pllm_vmm_import *import;
     pllm_stream *stream;
-    int expected; /* the status a failed allocation gives; 0: any failure */
-    uint32_t failures;
 } world;
 
 typedef struct snapshot {
@@ -69,19 +69,7 @@ static void same(snapshot before, snapshot after)
     assert_memory_equal(&before, &after, sizeof before);
 }
 
-#define STEP(w, call)                                                    \
-    do {                                                                 \
-        snapshot before = look(w);                                       \
-        int status_ = (call);                                            \
-        if (status_ < 0) {                                               \
-            snapshot after = look(w);                                    \
-            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
-            (w)->failures++;                                             \
-            same(before, after);                                         \
-            status_ = (call);                                            \
-        }                                                                \
-        assert_int_equal(status_, PLLM_OK);                              \
-    } while (0)
+#define STEP(w, call) FAULT_STEP((w)->run, snapshot, look(w), same, call)
 
 static void settle(const world *w)
 {
@@ -151,85 +139,86 @@ static void clean(world *w)
     if (w->import) pllm_vmm_import_close(w->import);
     pllm_vmm_close(w->vmm);
     w->device->ops->stream_close(w->device, w->stream);
-    assert_int_equal(pllm_faulty_device_live(w->device), 0);
-    pllm_device_close(w->device);
-    pllm_device_close(w->inner);
 }
 
-static int open_inner(const pllm_context *context, int sim, pllm_device **inner)
+static int open_sim(const pllm_context *context, pllm_device **inner)
 {
-    pllm_sim_device_options sim_options = {
-        .struct_bytes = sizeof sim_options, .capacity_bytes = 64 * PAGE, .latency_ns_max = 50};
-    pllm_host_device_options host_options = {.struct_bytes = sizeof host_options,
-                                             .capacity_bytes = 64 * PAGE};
-    return sim ? pllm_device_open_sim(context, &sim_options, inner)
-               : pllm_device_open_host(context, &host_options, inner);
+    pllm_sim_device_options options = {
+        .struct_bytes = sizeof options, .capacity_bytes = 64 * PAGE, .latency_ns_max = 50};
+    return pllm_device_open_sim(context, &options, inner);
 }
 
-static void device_faults(int sim, uint32_t fail_async)
+static int open_host(const pllm_context *context, pllm_device **inner)
 {
-    failing_context memory;
-    failing_context_init(&memory, FAILING_NEVER);
-    for (uint64_t n = 0;; n++) {
-        world w = {.context = &memory.context};
-        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
-        assert_int_equal(open_inner(w.context, sim, &w.inner), PLLM_OK);
-        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, &options, &w.device), PLLM_OK);
-        work(&w);
-        assert_true(w.failures <= 1);
-        int hit = pllm_faulty_device_calls(w.device) > n;
-        clean(&w);
-        failing_context_check(&memory);
-        if (hit) continue;
-        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
-                      sim ? "sim" : "host", fail_async ? ", asynchronously" : "");
-        assert_true(n >= DEVICE_FLOOR);
-        return;
-    }
+    pllm_host_device_options options = {.struct_bytes = sizeof options,
+                                        .capacity_bytes = 64 * PAGE};
+    return pllm_device_open_host(context, &options, inner);
 }
+
+static void run_all(fault_run *run)
+{
+    world w = {.run = run, .context = run->context, .device = run->device};
+    work(&w);
+    clean(&w);
+}
+
+static const fault_scenario on_sim = {.name = "sim",
+                                      .open = open_sim,
+                                      .run = run_all,
+                                      .device_floor = DEVICE_FLOOR,
+                                      .allocation_floor = ALLOCATION_FLOOR},
+                            on_host = {.name = "host",
+                                       .open = open_host,
+                                       .run = run_all,
+                                       .device_floor = DEVICE_FLOOR,
+                                       .allocation_floor = ALLOCATION_FLOOR};
 
 static void every_device_call_fails_once(void **state)
 {
     (void)state;
-    device_faults(1, 0);
-    device_faults(0, 0);
+    fault_each_device_call(&on_sim, 0);
+    fault_each_device_call(&on_host, 0);
 }
 
 static void every_device_call_fails_once_asynchronously(void **state)
 {
     (void)state;
-    device_faults(1, 1);
-    device_faults(0, 1);
+    fault_each_device_call(&on_sim, 1);
+    fault_each_device_call(&on_host, 1);
+}
+
+static int open_cuda(const pllm_context *context, pllm_device **inner)
+{
+    pllm_cuda_device_options options = {.struct_bytes = sizeof options,
+                                        .capacity_bytes = 64 * PAGE,
+                                        .library = RIG_LIBRARY,
+                                        .nvml = RIG_LIBRARY};
+    return pllm_device_open_cuda(context, &options, inner);
 }
 
 /* Under the CUDA device: calls of the driver, which may also fail where our table can't. */
 static void every_driver_call_fails_once(void **state)
 {
     (void)state;
+    static const fault_scenario on_cuda = {.open = open_cuda};
     fake_cuda *fake = fake_cuda_load(RIG_LIBRARY);
     assert_non_null(fake);
     for (uint64_t n = 0;; n++) {
-        failing_context memory;
-        failing_context_init(&memory, FAILING_NEVER);
         memset(fake, 0, sizeof *fake);
         fake->version = 13000;
         fake->device_count = 1;
         fake->fail_count = 1;
-        world w = {.context = &memory.context};
-        pllm_cuda_device_options cuda = {.struct_bytes = sizeof cuda,
-                                         .capacity_bytes = 64 * PAGE,
-                                         .library = RIG_LIBRARY,
-                                         .nvml = RIG_LIBRARY};
-        assert_int_equal(pllm_device_open_cuda(w.context, &cuda, &w.inner), PLLM_OK);
-        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, NULL, &w.device), PLLM_OK);
+        fault_run run;
+        fault_run_open(&run, &on_cuda, UINT64_MAX, 0, FAILING_NEVER);
+        world w = {.run = &run, .context = run.context, .device = run.device};
         fake->fail_at = n;
         fake->fail_code = 1; /* CUDA_ERROR_INVALID_VALUE, which passes */
         work(&w);
-        assert_true(w.failures <= 1);
+        assert_true(run.failures <= 1);
         uint64_t calls = fake->calls;
         fake->fail_code = 0;
         clean(&w);
-        failing_context_check(&memory);
+        fault_run_close(&run);
         assert_int_equal(fake->live, 0);
         if (calls > n) continue;
         print_message("driver calls failed one by one: %u\n", (unsigned)n);
@@ -238,30 +227,11 @@ static void every_driver_call_fails_once(void **state)
     }
 }
 
-static void allocation_faults(int sim)
-{
-    for (uint64_t n = 0;; n++) {
-        failing_context memory;
-        failing_context_init(&memory, n);
-        world w = {.context = &memory.context, .expected = PLLM_ENOMEM};
-        STEP(&w, open_inner(w.context, sim, &w.inner));
-        STEP(&w, pllm_device_open_faulty(w.context, w.inner, NULL, &w.device));
-        work(&w);
-        clean(&w);
-        failing_context_check(&memory);
-        if (failing_context_hit(&memory)) continue;
-        print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
-                      sim ? "sim" : "host");
-        assert_true(n >= ALLOCATION_FLOOR);
-        return;
-    }
-}
-
 static void every_allocation_fails_once(void **state)
 {
     (void)state;
-    allocation_faults(1);
-    allocation_faults(0);
+    fault_each_allocation(&on_sim);
+    fault_each_allocation(&on_host);
 }
 
 int main(void)

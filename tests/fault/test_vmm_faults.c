@@ -10,7 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "vmm/region.h"
-#include "failing_context.h"
+#include "fault_rig.h"
 
 #define CHUNK ((uint64_t)64 << 10)
 /* The least number of fault points; below it the scenario has lost some. */
@@ -18,16 +18,15 @@
 #define ALLOCATION_FLOOR 30u
 
 typedef struct world {
-    const pllm_context *context;
-    pllm_device *inner, *device;
+    fault_run *run;
+    const pllm_context *context; /* the run's, as is device */
+    pllm_device *device;
     pllm_budget *budget;
     pllm_budget_member *member;
     pllm_region *region;
     pllm_stream *stream;
     pllm_event *event;
     pllm_workspace *workspace;
-    int expected; /* the status a failed allocation gives; 0: any failure */
-    uint32_t failures;
 } world;
 
 typedef struct snapshot {
@@ -53,19 +52,7 @@ static snapshot look(const world *w)
     return seen;
 }
 
-#define STEP(w, call)                                                    \
-    do {                                                                 \
-        snapshot before = look(w);                                       \
-        int status_ = (call);                                            \
-        if (status_ < 0) {                                               \
-            snapshot after = look(w);                                    \
-            if ((w)->expected) assert_int_equal(status_, (w)->expected); \
-            (w)->failures++;                                             \
-            assert_memory_equal(&before, &after, sizeof before);         \
-            status_ = (call);                                            \
-        }                                                                \
-        assert_int_equal(status_, PLLM_OK);                              \
-    } while (0)
+#define STEP(w, call) FAULT_STEP((w)->run, snapshot, look(w), FAULT_SAME, call)
 
 static void work(world *w)
 {
@@ -107,83 +94,61 @@ static void clean(world *w)
     pllm_budget_close(w->budget);
     w->device->ops->event_close(w->device, w->event);
     w->device->ops->stream_close(w->device, w->stream);
-    assert_int_equal(pllm_faulty_device_live(w->device), 0);
-    pllm_device_close(w->device);
-    pllm_device_close(w->inner);
 }
 
-static int open_inner(const pllm_context *context, int sim, pllm_device **inner)
+static int open_sim(const pllm_context *context, pllm_device **inner)
 {
-    pllm_sim_device_options sim_options = {
-        .struct_bytes = sizeof sim_options, .capacity_bytes = 64 * CHUNK, .latency_ns_max = 50};
-    pllm_host_device_options host_options = {.struct_bytes = sizeof host_options,
-                                             .capacity_bytes = 64 * CHUNK};
-    return sim ? pllm_device_open_sim(context, &sim_options, inner)
-               : pllm_device_open_host(context, &host_options, inner);
+    pllm_sim_device_options options = {
+        .struct_bytes = sizeof options, .capacity_bytes = 64 * CHUNK, .latency_ns_max = 50};
+    return pllm_device_open_sim(context, &options, inner);
 }
 
-static void device_faults(int sim, uint32_t fail_async)
+static int open_host(const pllm_context *context, pllm_device **inner)
 {
-    failing_context memory;
-    failing_context_init(&memory, FAILING_NEVER);
-    for (uint64_t n = 0;; n++) {
-        world w = {.context = &memory.context};
-        pllm_faulty_device_options options = {sizeof options, n, 0, fail_async};
-        assert_int_equal(open_inner(w.context, sim, &w.inner), PLLM_OK);
-        assert_int_equal(pllm_device_open_faulty(w.context, w.inner, &options, &w.device), PLLM_OK);
-        work(&w);
-        assert_true(w.failures <= 1);
-        int hit = pllm_faulty_device_calls(w.device) > n;
-        if (!hit) assert_int_equal(w.failures, 0);
-        clean(&w);
-        failing_context_check(&memory);
-        if (hit) continue;
-        print_message("device calls failed one by one: %u (%s%s)\n", (unsigned)n,
-                      sim ? "sim" : "host", fail_async ? ", asynchronously" : "");
-        assert_true(n >= DEVICE_FLOOR);
-        return;
-    }
+    pllm_host_device_options options = {.struct_bytes = sizeof options,
+                                        .capacity_bytes = 64 * CHUNK};
+    return pllm_device_open_host(context, &options, inner);
 }
+
+static void run_all(fault_run *run)
+{
+    world w = {.run = run, .context = run->context, .device = run->device};
+    work(&w);
+    clean(&w);
+}
+
+static const fault_scenario on_sim = {.name = "sim",
+                                      .open = open_sim,
+                                      .run = run_all,
+                                      .told = 1,
+                                      .device_floor = DEVICE_FLOOR,
+                                      .allocation_floor = ALLOCATION_FLOOR},
+                            on_host = {.name = "host",
+                                       .open = open_host,
+                                       .run = run_all,
+                                       .told = 1,
+                                       .device_floor = DEVICE_FLOOR,
+                                       .allocation_floor = ALLOCATION_FLOOR};
 
 static void every_device_call_fails_once(void **state)
 {
     (void)state;
-    device_faults(1, 0);
-    device_faults(0, 0);
+    fault_each_device_call(&on_sim, 0);
+    fault_each_device_call(&on_host, 0);
 }
 
 static void every_device_call_fails_once_asynchronously(void **state)
 {
     (void)state;
-    device_faults(1, 1);
-    device_faults(0, 1);
-}
-
-static void allocation_faults(int sim)
-{
-    for (uint64_t n = 0;; n++) {
-        failing_context memory;
-        failing_context_init(&memory, n);
-        world w = {.context = &memory.context, .expected = PLLM_ENOMEM};
-        STEP(&w, open_inner(w.context, sim, &w.inner));
-        STEP(&w, pllm_device_open_faulty(w.context, w.inner, NULL, &w.device));
-        work(&w);
-        assert_int_equal(w.failures, failing_context_hit(&memory) ? 1 : 0);
-        clean(&w);
-        failing_context_check(&memory);
-        if (failing_context_hit(&memory)) continue;
-        print_message("allocations failed one by one: %u (%s)\n", (unsigned)n,
-                      sim ? "sim" : "host");
-        assert_true(n >= ALLOCATION_FLOOR);
-        return;
-    }
+    fault_each_device_call(&on_sim, 1);
+    fault_each_device_call(&on_host, 1);
 }
 
 static void every_allocation_fails_once(void **state)
 {
     (void)state;
-    allocation_faults(1);
-    allocation_faults(0);
+    fault_each_allocation(&on_sim);
+    fault_each_allocation(&on_host);
 }
 
 int main(void)
