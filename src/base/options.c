@@ -366,6 +366,8 @@ static int unknown_flag(const pllm_settings *settings, const char *argument, siz
     const pllm_command *command = pllm_command_find(settings->command);
     const char *near = length > 2 ? nearest_option(command, argument + 2, length - 2) : NULL;
     pllm_text_quote(argument, quoted, sizeof quoted);
+    if (argument[1] >= '0' && argument[1] <= '9')
+        return pllm_fail(PLLM_EINVAL, 0, "%s is negative: sizes and counts are 0 or more", quoted);
     if (!near)
         return pllm_fail(PLLM_EINVAL, 0, "%s is not an option; see pagedllm %s%s--help", quoted,
                          command ? command->name : "", command ? " " : "");
@@ -423,7 +425,7 @@ static int read_word(pllm_settings *settings, const char *word)
     const pllm_command *group = pllm_command_find(settings->command);
     if (group && !pllm_command_is_group(group)) group = NULL;
     if (!settings->command || group) {
-        if (!group && strcmp(word, "help") == 0) { /* pagedllm help run is pagedllm run --help */
+        if (strcmp(word, "help") == 0) { /* pagedllm help run is pagedllm run --help */
             settings->help = true;
             return PLLM_OK;
         }

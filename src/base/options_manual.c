@@ -13,7 +13,7 @@
     "0    done\n"                                                           \
     "1    failed; one sentence on standard error says why and what to do\n" \
     "2    the command line was wrong\n"                                     \
-    "130  interrupted by SIGINT; 143: by SIGTERM\n"
+    "130  interrupted by SIGINT; 143: by SIGTERM; 129: by SIGHUP\n"
 
 #define LEDGER_FILES               \
     "/dev/shm/pagedllm-UID-NAME\n" \
@@ -81,7 +81,7 @@ const pllm_manual pllm_manual_store_serve = {
         "Owns the memory of tensors on the devices named by --device (several are allowed; the "
         "first is the default one), listens at --socket, registers every tensor in Redis and "
         "carries out the commands that come through its list tensor:cmd. Says on standard output "
-        "where it listens, once it does. SIGINT or SIGTERM end it in order.\n\n"
+        "where it listens, once it does. SIGINT, SIGTERM and SIGHUP (but not under nohup) end it in order.\n\n"
         "Redis is written behind the daemon and never waited for: it may be away, restart or lose "
         "its data, and is told everything again within seconds of its return. Whoever may write to "
         "that Redis may do what the daemon may.\n\n"
@@ -94,7 +94,7 @@ const pllm_manual pllm_manual_store_serve = {
                    "PATH.redis/\n"
                    "    the private redis-server's socket and log, while there is one\n",
     .environment = ENVIRONMENT,
-    .exits = "0    ended by SIGINT or SIGTERM\n"
+    .exits = "0    ended by SIGINT, SIGTERM or SIGHUP\n"
              "1    failed; one sentence on standard error says why and what to do\n"
              "2    the command line was wrong\n",
     .examples = "pagedllm store serve\n"

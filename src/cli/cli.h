@@ -31,7 +31,7 @@ typedef struct cli_program {
     uint64_t open_deadline_ns;   /* an engine that is not open by then is given up; 0: none */
 } cli_program;
 
-/* Set by SIGINT and SIGTERM. A command that sees it ends with cli_canceled(). */
+/* Set by SIGINT, SIGTERM and SIGHUP (not under nohup). Who sees it ends with cli_canceled(). */
 int cli_interrupted(void);
 int cli_signal_fd(void); /* can be read from once a signal has come */
 int cli_canceled(void);  /* ECANCELED with its sentence */

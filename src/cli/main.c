@@ -43,7 +43,9 @@ int cli_signal_fd(void)
 int cli_canceled(void)
 {
     return pllm_fail(PLLM_ECANCELED, 0, "interrupted by %s",
-                     caught_signal == SIGINT ? "SIGINT" : "SIGTERM");
+                     caught_signal == SIGINT   ? "SIGINT"
+                     : caught_signal == SIGHUP ? "SIGHUP"
+                                               : "SIGTERM");
 }
 
 int cli_interrupt_taken(void)
@@ -280,6 +282,9 @@ static int catch_signals(void)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    struct sigaction before; /* the terminal has gone, unless nohup said that this is no matter */
+    if (sigaction(SIGHUP, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(SIGHUP, &action, NULL);
     signal(SIGPIPE, SIG_IGN); /* both come back as errors of the write */
     signal(SIGXFSZ, SIG_IGN);
     return PLLM_OK;

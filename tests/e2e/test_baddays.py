@@ -112,7 +112,7 @@ class BadDays(ProgramTest):
     def test_signals_leave_no_half_written_output(self):
         ids = self.write("ids.json", str([index % 1000 for index in range(2000)]))
         output = os.path.join(self.scratch, "out.npy")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
             with self.subTest(signal=number):
                 process = self.start("logits", MODEL, "--ids", ids, "--output", output)
                 self.wait_for_open_file(process)

@@ -102,6 +102,7 @@ class Ledger(ProgramTest):
         self.until(lambda top: top["members"] and top["members"][0]["minimum_bytes"] > 0)
         self.refuse(*limit, "1kB", words=["minimum", "talk"])
         self.refuse(*limit, "much", words=["much"])
+        self.refuse(*limit, "-5", words=["-5", "negative"])
         self.refuse(*limit, "0", words=["nothing"])
         self.refuse(*limit, "unlimited", "--ledger-minimum", "1GB", words=["minimum of 1 GB"])
         self.refuse("limit", "nobody", "1GB", "--ledger", self.ledger, words=["no member nobody"])

@@ -117,6 +117,22 @@ class Store(StoreTest):
         self.assertEqual(watch.wait(timeout=10), 130)
         self.stop(daemon)
 
+    def test_a_closed_terminal_ends_the_daemon_in_order(self):
+        daemon = self.serve() # with a Redis of its own
+        self.stop(daemon, signal.SIGHUP)
+        self.assertEqual(os.listdir(self.short), ["store.sock.lock"])
+
+    def test_nohup_is_respected(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN) # which is all that nohup does
+        try:
+            daemon = self.serve("--redis", "none")
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        daemon.send_signal(signal.SIGHUP)
+        self.store("ls")
+        self.assertIsNone(daemon.poll())
+        self.stop(daemon)
+
     def test_bad_input_is_one_sentence(self):
         daemon = self.serve("--redis", "none", "--quota", "4MiB", "--quota-tensors", "3")
         data = bytes(24)
@@ -152,6 +168,7 @@ class Store(StoreTest):
                       ("serve", "--socket-mode", "rw", "--socket", self.path("s"))):
             with self.subTest(words):
                 self.refuse_store(*words)
+        self.assertEqual(self.store("help", "put"), self.store("put", "--help"))
         # A wrong value is a wrong command line, and known before a daemon is asked.
         away = ("--socket", self.path("away"))
         for words in (("create", "x", "--shape", "2x3"), ("create", "x", "--shape", ""),
