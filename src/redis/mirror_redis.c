@@ -316,7 +316,8 @@ static int clean(writer *w, uint64_t round)
     char cursor[32] = "0";
     do {
         redisReply *page = redisCommand(w->redis, "SCAN %s MATCH tensor:* COUNT 512", cursor);
-        if (!page || page->type != REDIS_REPLY_ARRAY || page->elements != 2) {
+        if (!page || page->type != REDIS_REPLY_ARRAY || page->elements != 2 ||
+            page->element[0]->type != REDIS_REPLY_STRING) {
             int status = page && page->type == REDIS_REPLY_ERROR ? refused(w, page) : PLLM_EIO;
             if (page) freeReplyObject(page);
             return status;

@@ -531,6 +531,141 @@ static void test_hanging(void **state)
     daemon_start();
 }
 
+/* A password is set, and connections are cut: nothing is known of it here, so that Redis is away
+ * until it is gone again. */
+static void test_refuses_to_talk(void **state)
+{
+    (void)state;
+    make("one", 0);
+    until("one", "tensor:one", "name");
+    assert_string_equal(ask("CONFIG SET requirepass secret"), "OK");
+    (void)ask("CLIENT KILL TYPE normal SKIPME yes");
+    pllm_mirror_stats stats;
+    do {
+        poll(NULL, 0, 2);
+        pllm_mirror_stats_get(r.mirror, &stats);
+    } while (stats.connected);
+    make("two", 0);
+    assert_string_equal(ask("EXISTS tensor:two"), "0");
+    assert_int_equal(redisReconnect(r.cli), REDIS_OK);
+    assert_string_equal(ask("AUTH secret"), "OK");
+    assert_string_equal(ask("CONFIG SET requirepass %s", ""), "OK");
+    until("two", "tensor:two", "name");
+}
+
+/* ---- a Redis that is none ---- */
+
+typedef struct liar {
+    int listen_fd, what;
+    pthread_t thread;
+    uint32_t heard; /* commands */
+} liar;
+
+/* What it says to a command; NULL: it hangs up. */
+static const char *lie(const liar *l, const char *name)
+{
+    static const char sha[] = "$40\r\n0123456789012345678901234567890123456789\r\n";
+    if (l->what == 0) return "-MOVED 3999 127.0.0.1:6381\r\n";
+    if (l->what == 1) return "@@ no protocol at all\r\n";
+    if (!strcmp(name, "PING")) return "+PONG\r\n";
+    if (!strcmp(name, "SCRIPT")) return sha;
+    if (!strcmp(name, "BLPOP")) return l->what == 2 ? NULL : "*2\r\n:1\r\n:2\r\n";
+    if (!strcmp(name, "SET")) return "+OK\r\n";
+    if (l->what == 2) return NULL; /* in the middle of what was sent together */
+    if (!strcmp(name, "SCAN"))
+        return l->what == 3 ? "*2\r\n$-1\r\n*1\r\n$-1\r\n" : "*2\r\n$1\r\n0\r\n*1\r\n*0\r\n";
+    if (!strcmp(name, "GET")) return "*0\r\n";
+    return l->what == 3 ? "$-1\r\n" : "-LOADING Redis is loading the dataset in memory\r\n";
+}
+
+/* The next command of a connection, its name; NULL: it hung up. */
+static const char *liar_read(FILE *from, char name[32])
+{
+    char line[64];
+    if (!fgets(line, sizeof line, from) || line[0] != '*') return NULL;
+    for (int parts = atoi(line + 1), i = 0; i < parts; i++) {
+        if (!fgets(line, sizeof line, from)) return NULL;
+        int bytes = atoi(line + 1);
+        for (int k = 0; k < bytes + 2; k++) {
+            int c = getc(from);
+            if (c == EOF) return NULL;
+            if (i == 0 && k < 31) name[k] = (char)(k < bytes ? c : 0);
+        }
+    }
+    return name;
+}
+
+typedef struct lied {
+    liar *l;
+    int fd;
+} lied;
+
+static void *liar_talk(void *argument)
+{
+    lied *to = argument;
+    char name[32] = "";
+    FILE *from = fdopen(to->fd, "r");
+    while (from && liar_read(from, name)) {
+        const char *says = lie(to->l, name);
+        __atomic_fetch_add(&to->l->heard, 1, __ATOMIC_RELAXED);
+        if (!strcmp(name, "BLPOP")) poll(NULL, 0, 20);
+        if (!says || send(to->fd, says, strlen(says), MSG_NOSIGNAL) < 0) break;
+    }
+    if (from) fclose(from);
+    free(to);
+    return NULL;
+}
+
+static void *liar_listen(void *argument)
+{
+    liar *l = argument;
+    for (int fd; (fd = accept(l->listen_fd, NULL, NULL)) >= 0;) {
+        pthread_t thread;
+        lied *to = malloc(sizeof *to);
+        *to = (lied){l, fd};
+        pthread_create(&thread, NULL, liar_talk, to);
+        pthread_detach(thread);
+    }
+    return NULL;
+}
+
+/* Another server's words, no words at all, answers of other kinds than were asked for, a connection
+ * that ends in the middle: the daemon serves, and ends in time. */
+static void test_no_redis(void **state)
+{
+    (void)state;
+    static liar l;
+    char path[128], address[144];
+    snprintf(path, sizeof path, "%s/liar.sock", r.folder);
+    snprintf(address, sizeof address, "unix://%s", path);
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    memcpy(to.sun_path, path, strlen(path) + 1);
+    l.listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(l.listen_fd, (struct sockaddr *)&to, sizeof to), 0);
+    assert_int_equal(listen(l.listen_fd, 8), 0);
+    assert_int_equal(pthread_create(&l.thread, NULL, liar_listen, &l), 0);
+    for (int what = 0; what < 5; what++) {
+        daemon_stop();
+        l.what = what;
+        __atomic_store_n(&l.heard, 0, __ATOMIC_RELAXED);
+        mirror_address = address;
+        daemon_start();
+        mirror_address = NULL;
+        pllm_store_tensor *tensor = make("x", 0);
+        while (__atomic_load_n(&l.heard, __ATOMIC_RELAXED) < (what < 2 ? 2 : 8)) poll(NULL, 0, 2);
+        assert_int_equal(pllm_store_close_tensor(tensor), PLLM_OK);
+        uint64_t before = pllm_clock_ns();
+        daemon_stop();
+        assert_true(pllm_clock_ns() - before < UINT64_C(8000000000));
+        daemon_start();
+    }
+    shutdown(l.listen_fd, SHUT_RDWR);
+    pthread_join(l.thread, NULL);
+    close(l.listen_fd);
+    make("after", 0);
+    until("after", "tensor:after", "name");
+}
+
 static void test_addresses(void **state)
 {
     (void)state;
@@ -593,6 +728,8 @@ int main(void)
         TEST(test_overrun),
         TEST(test_reply_elsewhere),
         TEST(test_hanging),
+        TEST(test_refuses_to_talk),
+        TEST(test_no_redis),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
