@@ -405,8 +405,9 @@ static int is_mapped(const pllm_store *store, uint64_t generation)
 }
 
 /* Unmaps the entry, frees it, and tells the daemon what that gives back. A daemon that dropped us
- * while we had it mapped keeps the memory for this process until it hears of that. */
-static void entry_close(pllm_store *store, pllm_store_tensor *tensor)
+ * while we had it mapped keeps the memory for this process until it hears of that: connects 1 sees
+ * to it. */
+static void entry_close(pllm_store *store, pllm_store_tensor *tensor, int connects)
 {
     const uint32_t slot = tensor->slot;
     const uint64_t generation = tensor->generation;
@@ -419,8 +420,8 @@ static void entry_close(pllm_store *store, pllm_store_tensor *tensor)
         if (last) pllm_store_tell_unmapped(store, slot, generation);
     }
     pllm_free(store->context, tensor);
-    if (last && store->fd < 0 && board == store->board && pllm_store_connected(store) == PLLM_OK &&
-        board == store->board)
+    if (connects && last && store->fd < 0 && board == store->board &&
+        pllm_store_connected(store) == PLLM_OK && board == store->board)
         pllm_store_tell_unmapped(store, slot, generation);
 }
 
@@ -441,14 +442,14 @@ int pllm_store_close_tensor(pllm_store_tensor *tensor)
                            "a stream has still a signal of tensor %s to give: synchronise it first",
                            tensor->info.name);
     else
-        entry_close(store, tensor);
+        entry_close(store, tensor, 1);
     return pllm_store_unlock(store, status);
 }
 
 void pllm_store_tensors_forget(pllm_store *store)
 {
     for (uint32_t i = 0; i < CLIENT_BUCKETS; i++)
-        while (store->buckets[i]) entry_close(store, store->buckets[i]);
+        while (store->buckets[i]) entry_close(store, store->buckets[i], 0);
 }
 
 /* ---- asking a tensor ---- */
