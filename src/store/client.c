@@ -395,7 +395,8 @@ void pllm_store_close(pllm_store *store)
     /* A daemon that lives has to hear what is unmapped. */
     uint32_t any = 0;
     for (uint32_t i = 0; i < CLIENT_BUCKETS; i++) any |= store->buckets[i] != NULL;
-    if (any && store->fd < 0) (void)pllm_store_connected(store);
+    store->looked_ns = 0;
+    if (any) pllm_store_look(store);
     pllm_store_tensors_forget(store);
     memset(&store->out, 0, sizeof store->out);
     (void)pllm_store_tell(store, PLLM_WIRE_BYE);
