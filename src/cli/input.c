@@ -53,7 +53,8 @@ int cli_read_file(const char *path, char **text_out, uint64_t *bytes_out)
     const char *name = standard ? "standard input" : path;
     int fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return pllm_fail(PLLM_ENOTFOUND, errno, "%s cannot be opened: %s", name, strerror(errno));
+        return pllm_fail(PLLM_ENOTFOUND, errno, "the file %s cannot be opened: %s", name,
+                         strerror(errno));
     size_t used = 0;
     int status = read_all(fd, text_out, &used), code = errno;
     if (!standard) close(fd);

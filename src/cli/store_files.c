@@ -159,6 +159,10 @@ static int put_npy(putting *p, const char *path, const pllm_file_map *map)
     if (dtype == PLLM_STORE_DTYPES)
         return pllm_fail(PLLM_EUNSUPPORTED, 0, "%s: the store has no type %c%u", path, npy.kind,
                          npy.element_bytes);
+    if (npy.data_bytes == 0)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "%s: a dimension of the array is 0; tensors have one element at least",
+                         path);
     p->spec.dtype = dtype;
     p->spec.rank = npy.rank;
     memcpy(p->spec.shape, npy.shape, sizeof npy.shape);
@@ -172,6 +176,11 @@ static int put_npy(putting *p, const char *path, const pllm_file_map *map)
         given = stem;
     }
     status = name_make(p, given, name);
+    if (status < 0 && given == stem) {
+        pllm_error kept = *pllm_last_error();
+        return pllm_fail(kept.status, kept.native,
+                         "%.600s; the name is the file's: give another after it", kept.text);
+    }
     return status < 0 ? status : put_one(p, name, map->data + npy.data_offset);
 }
 

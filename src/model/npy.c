@@ -101,6 +101,8 @@ static int parse_number(scanner *s, uint64_t *value_out)
 {
     uint64_t value = 0;
     skip_space(s);
+    if (s->at < s->end && *s->at == '-')
+        return pllm_fail(PLLM_ECORRUPT, 0, "%s: a dimension of the array is negative", s->file);
     const char *from = s->at;
     for (; s->at < s->end && *s->at >= '0' && *s->at <= '9'; s->at++)
         if (__builtin_mul_overflow(value, 10, &value) ||

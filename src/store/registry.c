@@ -371,8 +371,10 @@ static int slot_take(pllm_registry *registry, uint32_t uid, const char *name, si
         return pllm_fail(PLLM_EINVAL, 0, "a tensor of kind %u with flags 0x%x is unknown",
                          spec->kind, spec->flags);
     if (named(registry, name, name_bytes))
-        return pllm_fail(PLLM_EEXIST, 0, "a tensor named \"%.*s\" is there already",
-                         (int)name_bytes, name);
+        return pllm_fail(
+            PLLM_EEXIST, 0,
+            "a tensor named \"%.*s\" is there already: delete it, or take another name",
+            (int)name_bytes, name);
     if (registry->free_tensor == NONE)
         return pllm_fail(PLLM_ELIMIT, 0, "the store holds %u tensors, which is all it can",
                          registry->tensor_max);
@@ -600,8 +602,10 @@ int pllm_registry_rename(pllm_registry *registry, const pllm_store_peer *peer, u
     const tensor *other = named(registry, name, name_bytes);
     if (other == t) return PLLM_OK;
     if (other)
-        return pllm_fail(PLLM_EEXIST, 0, "a tensor named \"%.*s\" is there already",
-                         (int)name_bytes, name);
+        return pllm_fail(
+            PLLM_EEXIST, 0,
+            "a tensor named \"%.*s\" is there already: delete it, or take another name",
+            (int)name_bytes, name);
     if (!(t->effects & PLLM_EFFECT_RENAMED))
         memcpy(t->name_before, t->record.name, sizeof t->name_before);
     name_remove(registry, t);

@@ -55,8 +55,11 @@ static int lock_take(pllm_store_server *server)
     snprintf(path, sizeof path, "%s.lock", server->path);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
-        return pllm_fail(errno == EACCES || errno == ELOOP ? PLLM_EPERM : PLLM_EIO, errno,
-                         "%s cannot be opened: %s", path, strerror(errno));
+        return pllm_fail(
+            errno == EACCES || errno == ELOOP ? PLLM_EPERM : PLLM_EIO, errno,
+            "%s cannot be made: %s: --socket needs a folder that is there and that this "
+            "user may write to",
+            path, strerror(errno));
     server->lock_fd = fd;
     if (fstat(fd, &about) < 0 || !S_ISREG(about.st_mode) || about.st_uid != geteuid())
         return pllm_fail(PLLM_EPERM, 0, "%s is no file of this user's: remove it", path);
