@@ -225,7 +225,8 @@ static int create(pllm_mirror *mirror, const pllm_command *command, pllm_store_h
                                     holder, entry);
 }
 
-static void carry_out(pllm_mirror *mirror, const pllm_command *command)
+/* 1: room is being made for it; it is to be carried out again. */
+static int carry_out(pllm_mirror *mirror, const pllm_command *command)
 {
     pllm_store_holder holder = {.pid = command->pid, .lease_ns = command->lease_ns};
     pllm_store_server_self(mirror->server, &holder.peer);
@@ -241,12 +242,14 @@ static void carry_out(pllm_mirror *mirror, const pllm_command *command)
                                        &holder, &entry);
     else
         status = pllm_store_server_delete(mirror->server, command->name, bytes, &holder);
+    if (command->op == PLLM_COMMAND_CREATE && status == PLLM_EBUSY) return 1;
     const pllm_command_answer good = {.record = entry.record,
                                       .uuid = entry.uuid,
                                       .ipc_handle = entry.ipc_handle,
                                       .offset = entry.offset,
                                       .lease = holder.lease};
     answer(mirror, command, status, &good);
+    return 0;
 }
 
 static int command_take(pllm_mirror *mirror, mirror_command *command)
@@ -262,6 +265,34 @@ static int command_take(pllm_mirror *mirror, mirror_command *command)
     }
     pthread_mutex_unlock(&mirror->lock);
     return there;
+}
+
+/* ---- one for which room is being made ---- */
+
+static void waiting_begin(pllm_mirror *mirror, const mirror_command *command)
+{
+    mirror->waiting = pllm_alloc(mirror->context, sizeof *command);
+    mirror->waiting_moved = pllm_store_server_moved(mirror->server);
+    if (mirror->waiting) {
+        *mirror->waiting = *command;
+        return;
+    }
+    (void)pllm_fail_memory("a command that waits for room", sizeof *command);
+    answer(mirror, &command->command, PLLM_ENOMEM, NULL);
+    pllm_mirror_wake(mirror);
+}
+
+/* 1: none waits any more. */
+static int waiting_end(pllm_mirror *mirror)
+{
+    uint64_t moved = pllm_store_server_moved(mirror->server);
+    if (!mirror->waiting) return 1;
+    if (moved == mirror->waiting_moved) return 0;
+    mirror->waiting_moved = moved;
+    if (carry_out(mirror, &mirror->waiting->command)) return 0;
+    pllm_free(mirror->context, mirror->waiting);
+    mirror->waiting = NULL;
+    return 1;
 }
 
 /* ---- taking part in the server's loop ---- */
@@ -295,16 +326,22 @@ static void mirror_run(void *user, uint32_t events, uint64_t now_ns)
 {
     pllm_mirror *mirror = user;
     refresh(mirror, now_ns);
-    if (!(events & EPOLLIN)) return;
-    uint64_t count;
-    (void)!read(mirror->event, &count, sizeof count);
-    register_all(mirror);
+    if (events & EPOLLIN) {
+        uint64_t count;
+        (void)!read(mirror->event, &count, sizeof count);
+        register_all(mirror);
+    } else if (!mirror->waiting) {
+        return;
+    }
+    if (!waiting_end(mirror)) return;
     mirror_command command;
     /* A bounded number, so that a flood of commands does not shut out the socket's clients. */
     for (uint32_t i = 0; i < 64; i++) {
         if (!command_take(mirror, &command)) return;
         if (command.status == PLLM_OK) {
-            carry_out(mirror, &command.command);
+            if (!carry_out(mirror, &command.command)) continue;
+            waiting_begin(mirror, &command);
+            return;
         } else {
             (void)pllm_fail(command.status, 0, "%s", command.text);
             answer(mirror, &command.command, command.status, NULL);
@@ -323,6 +360,7 @@ static void mirror_close(void *user)
     pthread_mutex_destroy(&mirror->lock);
     pthread_cond_destroy(&mirror->work);
     pthread_cond_destroy(&mirror->room);
+    pllm_free(mirror->context, mirror->waiting);
     pllm_free(mirror->context, mirror->list.ops);
     pllm_free(mirror->context, mirror->last_put);
     pllm_free(mirror->context, mirror->commands);

@@ -44,6 +44,10 @@ struct pllm_mirror {
     int event;           /* wakes the server's loop */
     uint64_t refresh_ns; /* of the loop alone: when slots from refresh_slot are told once more */
     uint32_t refresh_slot;
+    /* Of the loop alone: a command for which room is being made, and what had moved by then. Those
+     * behind it wait too: they may speak of what it makes. */
+    mirror_command *waiting; /* NULL: none */
+    uint64_t waiting_moved;
 
     pthread_mutex_t lock;      /* of all below */
     pthread_cond_t work, room; /* the list has entries, or stop; commands has room, or stop */

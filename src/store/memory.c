@@ -1,13 +1,14 @@
-/* memory.c - blocks: the device memory of tensors, from creation to the end, and on the host.
+/* memory.c - blocks: the device memory of tensors, from creation to the end.
  *
  *   block   pieces of its own          large tensors
  *           a range of an area         small ones (an area is a piece), legacy ones (a slab)
- *           host memory                spilled ones
+ *           pages on the host          spilled ones (memory_spill.c)
  *
  * Nothing here is decided twice: which tensor may go or must stay is the registry's; this file and
  * its parts keep the promise that a call either does all of what it says or nothing.
  *
- * Invariants (pllm_store_memory_check): 1. A block has pieces, or an area, or host memory.
+ * Invariants (pllm_store_memory_check): 1. A block has pieces, or an area, or pages on the host;
+ * one that moves has both.
  * 2. The member's charge is stats.charged_bytes: pieces of blocks and areas, the stock, slabs.
  * 3. The stock's sums match its lists. 4. An area's used bytes and blocks are those that say so.
  * Threads: one at a time. */
@@ -20,7 +21,7 @@
 #define UNIT_BYTES ((uint64_t)2 << 20)
 #define BLOCK_BYTES_MAX ((uint64_t)1 << 48)
 
-static void check_if_asked(const pllm_store_memory *memory)
+void store_memory_checked(const pllm_store_memory *memory)
 {
 #ifdef PLLM_CHECKS
     pllm_store_memory_check(memory);
@@ -86,8 +87,13 @@ int pllm_store_memory_open(const pllm_context *context, pllm_device *device,
     if (status < 0) goto fail_memory;
     status = device->ops->event_open(device, &memory->zeroed);
     if (status < 0) goto fail_stream;
+    status = store_spill_open(memory);
+    if (status < 0) goto fail_spill;
     *memory_out = memory;
     return PLLM_OK;
+fail_spill:
+    store_spill_close(memory);
+    device->ops->event_close(device, memory->zeroed);
 fail_stream:
     device->ops->stream_close(device, memory->stream);
 fail_memory:
@@ -101,6 +107,7 @@ void pllm_store_memory_close(pllm_store_memory *memory)
     assert(!memory->blocks);
     (void)pllm_store_memory_trim(memory, UINT64_MAX);
     assert(memory->stats.charged_bytes == 0);
+    store_spill_close(memory);
     memory->ops->event_close(memory->device, memory->zeroed);
     memory->ops->stream_close(memory->device, memory->stream);
     pllm_free(memory->context, memory);
@@ -154,7 +161,7 @@ static void block_enter(pllm_store_memory *memory, pllm_store_block *block)
 }
 
 /* Takes what the block is made of; it has its size, owner and kind. */
-static int block_back(pllm_store_memory *memory, pllm_store_block *block)
+int store_block_back(pllm_store_memory *memory, pllm_store_block *block)
 {
     if (block->legacy || block->bytes <= memory->options.small_bytes_max)
         return store_area_take(memory, block);
@@ -184,7 +191,7 @@ static int block_back(pllm_store_memory *memory, pllm_store_block *block)
 }
 
 /* Gives it all back. */
-static void block_unback(pllm_store_memory *memory, pllm_store_block *block, uint32_t abandoned)
+void store_block_unback(pllm_store_memory *memory, pllm_store_block *block, uint32_t abandoned)
 {
     if (block->area) store_area_give(memory, block, abandoned);
     for (uint32_t i = 0; i < block->piece_count; i++)
@@ -210,27 +217,29 @@ int pllm_store_memory_create(pllm_store_memory *memory, uint64_t bytes, uint32_t
     pllm_store_block *block = pllm_alloc(memory->context, sizeof *block);
     if (!block) return pllm_fail_memory("a tensor", sizeof *block);
     *block = (pllm_store_block){.bytes = bytes, .owner = *owner, .legacy = legacy != 0};
-    status = block_back(memory, block);
+    status = store_block_back(memory, block);
     if (status < 0) {
         pllm_free(memory->context, block);
-        check_if_asked(memory);
+        store_memory_checked(memory);
         return status;
     }
     block_enter(memory, block);
     *block_out = block;
-    check_if_asked(memory);
+    store_memory_checked(memory);
     return PLLM_OK;
 }
 
 void pllm_store_memory_free(pllm_store_memory *memory, pllm_store_block *block, uint32_t abandoned)
 {
     if (!block) return;
+    pllm_store_memory_cancel(memory, block);
+    (void)pllm_store_memory_settle(memory, block);
     if (block->spilled) {
-        memory->ops->host_free(memory->device, block->host, block->bytes);
+        store_spill_forget(memory, block);
         memory->stats.spilled_count--;
         memory->stats.spilled_bytes -= block->bytes;
     } else {
-        block_unback(memory, block, abandoned);
+        store_block_unback(memory, block, abandoned);
         memory->stats.block_bytes -= block->bytes;
     }
     memory->stats.block_count--;
@@ -241,7 +250,7 @@ void pllm_store_memory_free(pllm_store_memory *memory, pllm_store_block *block, 
     else
         memory->blocks = block->next;
     pllm_free(memory->context, block);
-    check_if_asked(memory);
+    store_memory_checked(memory);
 }
 
 /* ---- adopting ---- */
@@ -343,11 +352,21 @@ int pllm_store_memory_adopt(pllm_store_memory *memory, uint64_t bytes, uint64_t 
         block_enter(memory, block);
         *block_out = block;
     }
-    check_if_asked(memory);
+    store_memory_checked(memory);
     return status;
 }
 
 /* ---- what a client is told ---- */
+
+void pllm_store_block_cookie_set(pllm_store_block *block, uint64_t cookie)
+{
+    block->cookie = cookie;
+}
+
+uint64_t pllm_store_block_cookie(const pllm_store_block *block)
+{
+    return block->cookie;
+}
 
 static uint32_t piece_count_of(const pllm_store_block *block)
 {
@@ -364,7 +383,7 @@ void pllm_store_block_layout_get(const pllm_store_block *block, pllm_store_block
     *out = (pllm_store_block_layout){
         .bytes = block->bytes,
         .offset = block->spilled ? 0 : block->offset,
-        .piece_count = piece_count_of(block),
+        .piece_count = block->spilled ? 0 : piece_count_of(block),
         .legacy = block->legacy,
         .spilled = block->spilled,
         .read_only = block->read_only,
@@ -376,7 +395,7 @@ int pllm_store_block_piece(const pllm_store_block *block, uint32_t index, uint32
 {
     *bytes_out = 0;
     *fd_out = -1;
-    if (index >= piece_count_of(block))
+    if (block->spilled || index >= piece_count_of(block))
         return pllm_fail(PLLM_EINVAL, 0, "there is no piece %u of %u", index,
                          piece_count_of(block));
     const store_piece *piece = piece_of(block, index);
@@ -440,10 +459,9 @@ int pllm_store_block_read(pllm_store_memory *memory, pllm_store_block *block, ui
 {
     int status = check_range(block, offset, bytes);
     if (status < 0 || bytes == 0) return status;
-    if (!block->spilled)
-        return block_move(memory, block, PLLM_COPY_OUT, offset, bytes, (uintptr_t)pointer);
-    memcpy(pointer, (char *)block->host + offset, bytes);
-    return PLLM_OK;
+    if (block->moving) return PLLM_EBUSY;
+    if (block->spilled) return store_spill_bytes(memory, block, offset, bytes, pointer, NULL);
+    return block_move(memory, block, PLLM_COPY_OUT, offset, bytes, (uintptr_t)pointer);
 }
 
 int pllm_store_block_write(pllm_store_memory *memory, pllm_store_block *block, uint64_t offset,
@@ -451,62 +469,9 @@ int pllm_store_block_write(pllm_store_memory *memory, pllm_store_block *block, u
 {
     int status = check_range(block, offset, bytes);
     if (status < 0 || bytes == 0) return status;
-    if (!block->spilled)
-        return block_move(memory, block, PLLM_COPY_IN, offset, bytes, (uintptr_t)pointer);
-    memcpy((char *)block->host + offset, pointer, bytes);
-    return PLLM_OK;
-}
-
-/* ---- spilling ---- */
-
-int pllm_store_memory_spill(pllm_store_memory *memory, pllm_store_block *block)
-{
-    void *host;
-    if (block->spilled) return PLLM_OK;
-    if (block->legacy)
-        return pllm_fail(PLLM_EUNSUPPORTED, 0, "a legacy tensor stays: its handle is given out");
-    if (memory->stats.spilled_bytes > memory->options.spilled_bytes_max ||
-        block->bytes > memory->options.spilled_bytes_max - memory->stats.spilled_bytes)
-        return PLLM_ELIMIT;
-    int status = memory->ops->host_alloc(memory->device, block->bytes, &host);
-    if (status < 0) return status;
-    status = block_move(memory, block, PLLM_COPY_OUT, 0, block->bytes, (uintptr_t)host);
-    if (status < 0) {
-        memory->ops->host_free(memory->device, host, block->bytes);
-        return status;
-    }
-    block_unback(memory, block, 0);
-    block->host = host;
-    block->spilled = 1;
-    memory->stats.block_bytes -= block->bytes;
-    memory->stats.spilled_bytes += block->bytes;
-    memory->stats.spilled_count++;
-    check_if_asked(memory);
-    return PLLM_OK;
-}
-
-int pllm_store_memory_restore(pllm_store_memory *memory, pllm_store_block *block)
-{
-    if (!block->spilled) return PLLM_OK;
-    int status = block_back(memory, block);
-    if (status < 0) {
-        check_if_asked(memory);
-        return status;
-    }
-    status = block_move(memory, block, PLLM_COPY_IN, 0, block->bytes, (uintptr_t)block->host);
-    if (status < 0) {
-        block_unback(memory, block, 0);
-        check_if_asked(memory);
-        return status;
-    }
-    memory->ops->host_free(memory->device, block->host, block->bytes);
-    block->host = NULL;
-    block->spilled = block->read_only = 0;
-    memory->stats.block_bytes += block->bytes;
-    memory->stats.spilled_bytes -= block->bytes;
-    memory->stats.spilled_count--;
-    check_if_asked(memory);
-    return PLLM_OK;
+    if (block->moving) return PLLM_EBUSY;
+    if (block->spilled) return store_spill_bytes(memory, block, offset, bytes, NULL, pointer);
+    return block_move(memory, block, PLLM_COPY_IN, offset, bytes, (uintptr_t)pointer);
 }
 
 /* ---- figures ---- */
@@ -553,9 +518,10 @@ void pllm_store_memory_check(const pllm_store_memory *memory)
     uint64_t stocked[STORE_CLASSES_MAX] = {0};
     assert(slabs == stats->slab_bytes && used == stats->slab_used_bytes);
     for (const pllm_store_block *block = memory->blocks; block; block = block->next) {
-        assert((block->area != NULL) + (block->pieces != NULL) + (block->host != NULL) ==
-               1); /* 1 */
-        assert((block->host != NULL) == block->spilled);
+        int here = block->area || block->pieces;
+        assert(!block->area || !block->pieces);                              /* 1 */
+        assert(here == (!block->spilled || block->moving));                  /* 1 */
+        assert((block->pages != NULL) == (block->spilled || block->moving)); /* 1 */
         for (uint32_t i = 0; i < block->piece_count; i++) {
             assert(block->pieces[i]->state == PIECE_USED);
             assert(store_owner_same(&block->pieces[i]->owner, &block->owner));

@@ -28,6 +28,7 @@
 #define PLLM_STORE_MEMORY_H
 
 #include "device/device.h"
+#include "tier/disk.h"
 #include "vmm/budget.h"
 
 typedef struct pllm_store_memory pllm_store_memory; /* of one device */
@@ -46,12 +47,16 @@ typedef struct pllm_store_memory_options {
     uint64_t small_bytes_max;   /* tensors up to it share a piece; 0: 1 MiB; UINT64_MAX: none do */
     uint64_t legacy_bytes_max;  /* of slabs; 0: no legacy blocks */
     uint64_t slab_bytes;        /* of the legacy arena; 0: 32 MiB. Larger tensors get their own */
-    uint64_t spilled_bytes_max; /* host memory for spilled blocks; 0: none is spilled */
+    uint64_t spilled_bytes_max; /* host memory for spilled blocks; 0: none */
+    uint64_t disk_bytes;        /* on disk, for what does not fit in host memory; 0: none */
+    const char *disk_folder;    /* of the spill file; NULL: the usual one (disk.h) */
+    pllm_disk *disk;            /* instead of that file (tests); taken over on success */
 } pllm_store_memory_options;
 
 /* Ownership: borrows context, device and member, which it uses alone; caller owns *memory_out.
  * options may be NULL. Makes nothing ready yet: tick does, or pllm_store_memory_prepare.
- * Errors: EINVAL, ENOMEM, EDEVICE; then *memory_out is NULL. */
+ * Errors: EINVAL, ENOMEM, EDEVICE, and those of the spill file (EIO, ELIMIT); then *memory_out is
+ * NULL. */
 int pllm_store_memory_open(const pllm_context *context, pllm_device *device,
                            pllm_budget_member *member, const pllm_store_memory_options *options,
                            pllm_store_memory **memory_out);
@@ -94,7 +99,8 @@ int pllm_store_memory_adopt(pllm_store_memory *memory, uint64_t bytes, uint64_t 
                             const int *fds, const uint64_t *piece_bytes, uint32_t piece_count,
                             uint32_t read_only, const pllm_store_owner *owner,
                             pllm_store_block **block_out);
-/* No process maps it any more; abandoned: one may. NULL is fine. Cannot fail. */
+/* No process maps it any more; abandoned: one may. A move is cancelled and waited for, which the
+ * caller avoids by not freeing what moves. NULL is fine. Cannot fail. */
 void pllm_store_memory_free(pllm_store_memory *memory, pllm_store_block *block, uint32_t abandoned);
 
 typedef struct pllm_store_block_layout {
@@ -117,24 +123,41 @@ int pllm_store_block_handle(const pllm_store_block *block,
                             uint8_t handle_out[PLLM_STORE_LEGACY_HANDLE_BYTES]);
 
 /* Bytes of a block, spilled or not, copied at once. Errors: EINVAL (outside), EPERM (read_only),
- * EDEVICE. */
+ * EBUSY (it moves, or those bytes are on disk), EDEVICE. */
 int pllm_store_block_read(pllm_store_memory *memory, pllm_store_block *block, uint64_t offset,
                           uint64_t bytes, void *pointer);
 int pllm_store_block_write(pllm_store_memory *memory, pllm_store_block *block, uint64_t offset,
                            uint64_t bytes, const void *pointer);
 
 /* ---- spilling ---- */
-/* Moves the bytes to host memory and gives the device memory back; nobody maps it. Errors:
- * EUNSUPPORTED (legacy: its handle is out), ELIMIT (bare: spilled_bytes_max), ENOMEM, EDEVICE; then
- * the block is as it was. A spilled one is nothing to do. */
+/* Both begin a move, which pllm_store_memory_poll carries on. Until it is over the block is where
+ * it was, whole, and takes room in both places; then it is where it was to go, or, if the move
+ * failed or was cancelled, still where it was. One that moves may be read by whom has it mapped,
+ * and must not be given out anew. Both return 1: begun; 0: nothing to do. spill: to host memory or,
+ * where that is full, to disk; the device memory goes back to the stock or the device. Nobody maps
+ * it. Errors: EUNSUPPORTED (legacy: its handle is out), ELIMIT (bare: no room there), EBUSY (bare:
+ * it moves), ENOMEM. restore: into pieces like a new block's. Errors: ENODEVMEM (bare), EBUSY
+ * (bare), ENOMEM, EDEVICE.
+ */
 int pllm_store_memory_spill(pllm_store_memory *memory, pllm_store_block *block);
-/* Back into pieces like a new block's. Errors: ENODEVMEM (bare), ENOMEM, EDEVICE; then it is
- * spilled still. */
 int pllm_store_memory_restore(pllm_store_memory *memory, pllm_store_block *block);
+/* Ends the move as soon as the pages under way are over, if it is not over before: ECANCELED. */
+void pllm_store_memory_cancel(pllm_store_memory *memory, pllm_store_block *block);
+/* Does not wait. 1: something moves still, or has ended and is to be asked for; 0: nothing. */
+int pllm_store_memory_poll(pllm_store_memory *memory);
+/* A block whose move has ended, and how: OK, ECANCELED, ELIMIT (host memory ran out after all),
+ * ECORRUPT (the disk returned other bytes), EIO, ENOMEM, EDEVICE, with the sentence in this
+ * thread's error record. Each once; NULL: no more. Blocks are told apart by the cookie. */
+pllm_store_block *pllm_store_memory_moved(pllm_store_memory *memory, int *status_out);
+/* Waits for the end of this block's move, if it moves; its status, which moved does not tell then.
+ */
+int pllm_store_memory_settle(pllm_store_memory *memory, pllm_store_block *block);
+void pllm_store_block_cookie_set(pllm_store_block *block, uint64_t cookie); /* the caller's; 0 */
+uint64_t pllm_store_block_cookie(const pllm_store_block *block);
 
 /* ---- figures ---- */
 typedef struct pllm_store_memory_stats {
-    uint32_t block_count, legacy_count, spilled_count;
+    uint32_t block_count, legacy_count, spilled_count, moving_count;
     uint32_t piece_count;      /* that blocks have, shared ones once */
     uint64_t block_bytes;      /* of tensors on the device */
     uint64_t piece_bytes;      /* physical, that blocks have */
@@ -143,7 +166,8 @@ typedef struct pllm_store_memory_stats {
     uint64_t legacy_bytes_max; /* of slabs; 0: no legacy blocks */
     uint64_t slab_bytes;       /* physical, of the legacy arena */
     uint64_t slab_used_bytes;  /* of that, blocks' */
-    uint64_t spilled_bytes;    /* in host memory */
+    uint64_t spilled_bytes;    /* of tensors in host memory and on disk */
+    uint64_t disk_pages;       /* of 64 KiB, on disk */
     uint64_t charged_bytes;    /* piece + ready + dirty + slab: what the member is charged */
     uint64_t ready_hits, ready_misses; /* pieces that create found ready, or had to make or zero */
 } pllm_store_memory_stats;

@@ -1,6 +1,7 @@
 /* memory_internal.h - the parts of the store's memory, private to src/store/memory*.c.
  *
- *   memory.c         open, blocks (new ones, adopted ones), their bytes, spilling, figures
+ *   memory.c         open, blocks (new ones, adopted ones), their bytes, figures
+ *   memory_spill.c   blocks on their way to the host and back
  *   memory_piece.c   pieces: made, kept ready, zeroed, given up
  *   memory_area.c    areas: pieces and slabs that several blocks of one owner share
  */
@@ -8,9 +9,11 @@
 #define PLLM_STORE_MEMORY_INTERNAL_H
 
 #include "store/memory.h"
+#include "tier/transfer.h"
 
 enum {
-    STORE_CLASSES_MAX = 24, /* sizes of pieces: unit_bytes << class */
+    STORE_PAGE_BYTES = 64 << 10, /* of spilled blocks; divides every piece */
+    STORE_CLASSES_MAX = 24,      /* sizes of pieces: unit_bytes << class */
     STORE_AREA_UNIT = PLLM_STORE_OFFSET_BYTES,
 };
 
@@ -48,16 +51,35 @@ typedef struct store_area {
     uint8_t handle[PLLM_STORE_LEGACY_HANDLE_BYTES];
 } store_area;
 
+typedef struct store_page { /* where a page of a spilled block is */
+    uint32_t slot;          /* PLLM_NONE: not yet anywhere */
+    pllm_place place;       /* AT_HOST or AT_DISK */
+} store_page;
+
+typedef enum store_move { STORE_MOVE_NONE, STORE_MOVE_OUT, STORE_MOVE_IN } store_move;
+
 struct pllm_store_block {
     pllm_store_block *next, *previous; /* of all */
-    uint64_t bytes, offset;
+    uint64_t bytes, offset, cookie;
     pllm_store_owner owner;
     store_area *area;     /* small and legacy ones */
     store_piece **pieces; /* [piece_count], others */
     uint32_t piece_count;
     uint32_t legacy, spilled, read_only;
-    void *host; /* spilled: its bytes */
+    store_page *pages; /* spilled, or moving */
+    /* While it moves, and until the caller is told of the end: */
+    pllm_store_block *move_next;
+    store_move moving;
+    uint32_t page_next, under_way; /* the next page to submit; pages with tickets */
+    int move_status;               /* of the first failure */
+    pllm_error move_error;
+    uint64_t spill_serial; /* tells this spill's pages from all others */
 };
+
+typedef struct store_ticket {
+    pllm_store_block *block; /* NULL: not in use */
+    pllm_ticket ticket;
+} store_ticket;
 
 struct pllm_store_memory {
     const pllm_context *context;
@@ -75,7 +97,15 @@ struct pllm_store_memory {
     uint32_t refused;                    /* the budget had no room for one more ready piece */
     store_area *areas, *slabs;
     pllm_store_block *blocks;
-    pllm_store_memory_stats stats; /* kept up to date by all parts */
+    pllm_tiers *tiers; /* NULL: nothing is spilled */
+    pllm_transfers *transfers;
+    store_ticket *tickets; /* of pages under way */
+    uint32_t under_way[2]; /* of them; in, out */
+    uint64_t promised;     /* pages of moves that have no slot yet */
+    uint64_t spill_serial;
+    pllm_store_block *moves, **move_last;  /* in the order in which they began */
+    pllm_store_block *moved, **moved_last; /* over, and the caller has not been told */
+    pllm_store_memory_stats stats;         /* kept up to date by all parts */
 };
 
 static inline int store_owner_same(const pllm_store_owner *a, const pllm_store_owner *b)
@@ -105,6 +135,20 @@ uint64_t store_stock(const pllm_store_memory *memory); /* bytes READY, DIRTY and
 /* Gives up stocked pieces until bytes have gone, or none are left; what has gone. */
 uint64_t store_stock_trim(pllm_store_memory *memory, uint64_t bytes);
 int store_zero_now(pllm_store_memory *memory, pllm_va va, uint64_t bytes);
+
+/* memory.c */
+void store_memory_checked(const pllm_store_memory *memory); /* checks, in checked builds */
+int store_block_back(pllm_store_memory *memory, pllm_store_block *block);
+void store_block_unback(pllm_store_memory *memory, pllm_store_block *block, uint32_t abandoned);
+
+/* memory_spill.c */
+int store_spill_open(pllm_store_memory *memory);
+void store_spill_close(pllm_store_memory *memory);
+/* The slots of a spilled block go. */
+void store_spill_forget(pllm_store_memory *memory, pllm_store_block *block);
+/* Copies between a spilled block and to, or from; EBUSY: on disk. */
+int store_spill_bytes(pllm_store_memory *memory, pllm_store_block *block, uint64_t offset,
+                      uint64_t bytes, void *to, const void *from);
 
 /* memory_area.c */
 /* A zeroed range for the block, in an area of its owner. Errors: as create. */

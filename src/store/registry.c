@@ -328,7 +328,8 @@ void pllm_registry_settle(pllm_registry *registry, tensor *t)
     }
     if (t->record.state == PLLM_STORE_STATE_CREATING && t->record.reference_count == 0 && !kept(t))
         t->doomed = 1;
-    if (t->record.state == PLLM_STORE_STATE_ENDED && t->references == NONE && !t->freeing) {
+    if (t->record.state == PLLM_STORE_STATE_ENDED && t->references == NONE && !t->record.moving &&
+        !t->freeing) {
         t->freeing = 1;
         pllm_registry_effect_add(registry, t, PLLM_EFFECT_FREE);
     }
@@ -648,7 +649,7 @@ int pllm_registry_pin(pllm_registry *registry, const pllm_store_peer *peer, uint
     if (status == PLLM_OK) status = owner_check(registry, peer, &registry->tensors[slot], "pin");
     if (status < 0) return status;
     tensor *t = &registry->tensors[slot];
-    if (on && t->record.state == PLLM_STORE_STATE_SPILLED) return PLLM_EBUSY;
+    if (on && pllm_registry_away(t)) return PLLM_EBUSY;
     if (((t->record.flags & PLLM_STORE_FLAG_PINNED) != 0) == (on != 0)) return PLLM_OK;
     t->record.flags ^= PLLM_STORE_FLAG_PINNED;
     pllm_registry_effect_add(registry, t,
@@ -666,27 +667,31 @@ uint32_t pllm_registry_spill_candidate(const pllm_registry *registry, uint32_t d
         const tensor *t = &registry->tensors[i];
         const pllm_store_record *record = &t->record;
         if (record->state != PLLM_STORE_STATE_READY || record->device != device ||
-            record->kind != PLLM_STORE_KIND_VMM || record->importer_count || record->socket_count ||
-            record->writer_count || !(record->flags & PLLM_STORE_FLAG_SEALED) ||
-            record->flags & PLLM_STORE_FLAG_PINNED)
+            record->kind != PLLM_STORE_KIND_VMM || record->moving || record->importer_count ||
+            record->socket_count || record->writer_count ||
+            !(record->flags & PLLM_STORE_FLAG_SEALED) || record->flags & PLLM_STORE_FLAG_PINNED)
             continue;
         if (!oldest || record->used_ns < oldest->record.used_ns) oldest = t;
     }
     return oldest ? oldest->record.slot : PLLM_STORE_SLOT_NONE;
 }
 
-void pllm_registry_spilled(pllm_registry *registry, uint32_t slot, uint64_t now_ns)
+void pllm_registry_move_begin(pllm_registry *registry, uint32_t slot)
 {
-    tensor *t = &registry->tensors[slot];
-    (void)now_ns;
-    t->record.state = PLLM_STORE_STATE_SPILLED;
-    pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR | PLLM_EFFECT_SPILLED);
+    registry->tensors[slot].record.moving = 1;
 }
 
-void pllm_registry_restored(pllm_registry *registry, uint32_t slot, uint64_t now_ns)
+void pllm_registry_move_end(pllm_registry *registry, uint32_t slot, uint32_t moved, uint64_t now_ns)
 {
     tensor *t = &registry->tensors[slot];
-    t->record.state = PLLM_STORE_STATE_READY;
-    t->record.used_ns = now_ns;
-    pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR | PLLM_EFFECT_RESTORED);
+    t->record.moving = 0;
+    if (moved && t->record.state == PLLM_STORE_STATE_READY) {
+        t->record.state = PLLM_STORE_STATE_SPILLED;
+        pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR | PLLM_EFFECT_SPILLED);
+    } else if (moved && t->record.state == PLLM_STORE_STATE_SPILLED) {
+        t->record.state = PLLM_STORE_STATE_READY;
+        t->record.used_ns = now_ns;
+        pllm_registry_effect_add(registry, t, PLLM_EFFECT_MIRROR | PLLM_EFFECT_RESTORED);
+    }
+    pllm_registry_settle(registry, t);
 }

@@ -12,13 +12,17 @@
  *     reference   (lease, slot): how often opened for reading and for writing, and whether the
  *                 lease's process may still have the memory mapped ("imports" it)
  *
- *     CREATING --commit--> READY <--restored/spilled--> SPILLED
+ *     CREATING --commit--> READY <--move begun, ended--> SPILLED
  *         |                  |                             |
  *       abort          delete, or the last reference goes and it is not kept
  *         |                  v                             v
  *         |                ENDED: no name; holders keep the memory, handles say ESTALE
  *         v                  |  no reference and no importer left
  *        free <--freed--   FREE effect
+ *
+ * A tensor that moves (its bytes are on their way) stays READY or SPILLED, where it was, until the
+ * move has ended. Meanwhile it is named, listed, renamed and deleted as any other; what would give
+ * out its memory or pin it is EBUSY; and its memory is not freed.
  *
  * Rules that hold between calls (pllm_registry_check asserts them; see registry.c):
  * memory is freed, and its owner's quota credited, once and only when nothing refers to the tensor
@@ -68,7 +72,7 @@ typedef enum pllm_store_state {
     PLLM_STORE_STATE_FREE = 0,
     PLLM_STORE_STATE_CREATING = 1, /* its memory is being made; no one else sees it */
     PLLM_STORE_STATE_READY = 2,
-    PLLM_STORE_STATE_SPILLED = 3, /* its bytes are in host memory; an open brings them back */
+    PLLM_STORE_STATE_SPILLED = 3, /* its bytes are on the host; an open brings them back */
     PLLM_STORE_STATE_ENDED = 4,   /* the name is gone, the memory not yet */
 } pllm_store_state;
 const char *pllm_store_state_name(uint32_t state); /* "ready"; static storage */
@@ -86,6 +90,7 @@ typedef struct pllm_store_record {      /* a tensor, as the registry holds it; r
     uint32_t fence_epoch;     /* how often its fence was poisoned */
     uint32_t fence_poisoned;
     uint32_t abandoned;   /* a lease ended of which nobody knows whether it still maps this */
+    uint32_t moving;      /* its bytes are on their way to the host, or back */
     uint64_t fence_value; /* the greatest ever signalled */
     uint64_t generation;  /* given when it is created, seen when it is READY */
     uint64_t shape[PLLM_STORE_RANK_MAX];
@@ -214,7 +219,8 @@ int pllm_registry_may(const pllm_registry *registry, const pllm_store_peer *peer
 
 /* One more reference. import: descriptors go out with the answer (SOCKET leases only); it stays so
  * until unmapped or the lease's end. Reading needs 4; writing needs 4 and 2 and is refused once
- * sealed. Errors: EPERM, EBUSY (bare: it is spilled; restore, then ask again), ELIMIT, ESTALE. */
+ * sealed. Errors: EPERM, EBUSY (bare: it is spilled, or moves; restore, then ask again), ELIMIT,
+ * ESTALE. */
 int pllm_registry_hold(pllm_registry *registry, pllm_store_lease lease, uint32_t slot,
                        uint32_t writable, uint32_t import, uint64_t now_ns);
 /* Does this lease import the tensor already? Then it need not be sent the descriptors again. */
@@ -260,11 +266,15 @@ int pllm_registry_signal(pllm_registry *registry, pllm_store_lease lease, uint32
                          uint64_t generation, uint64_t value, uint64_t now_ns);
 
 /* ---- spilling ---- */
-/* The sealed, unpinned VMM tensor of that device, that no process maps and no connection holds,
- * which was used longest ago: its slot, or PLLM_STORE_SLOT_NONE. */
+/* The sealed, unpinned VMM tensor of that device, that no process maps and no connection holds and
+ * that does not move, which was used longest ago: its slot, or PLLM_STORE_SLOT_NONE. */
 uint32_t pllm_registry_spill_candidate(const pllm_registry *registry, uint32_t device);
-void pllm_registry_spilled(pllm_registry *registry, uint32_t slot, uint64_t now_ns);
-void pllm_registry_restored(pllm_registry *registry, uint32_t slot, uint64_t now_ns);
+/* Its bytes are on their way: of a candidate to the host, of a SPILLED one back. */
+void pllm_registry_move_begin(pllm_registry *registry, uint32_t slot);
+/* They have arrived (moved 1), or are where they were. Of one that ended meanwhile: FREE, if nobody
+ * refers to it. */
+void pllm_registry_move_end(pllm_registry *registry, uint32_t slot, uint32_t moved,
+                            uint64_t now_ns);
 
 /* ---- consequences ---- */
 enum {

@@ -49,11 +49,13 @@ static void tensor_check(const pllm_registry *registry, uint32_t slot)
     assert(importers == record->importer_count && sockets == record->socket_count); /* 2 */
     if (opens == 0 && !(record->flags & (PLLM_STORE_FLAG_KEPT | PLLM_STORE_FLAG_PINNED)))
         assert(!pllm_registry_named(t)); /* 3 */
-    assert(t->freeing ==
-           (record->state == PLLM_STORE_STATE_ENDED && t->references == NONE));          /* 4 */
+    assert(t->freeing == (record->state == PLLM_STORE_STATE_ENDED && t->references == NONE &&
+                          !record->moving));                                             /* 4 */
     assert(record->generation >> 32 == registry->epoch && (uint32_t)record->generation); /* 6 */
     assert((uint32_t)record->generation <= registry->counter);                           /* 6 */
-    if (record->state == PLLM_STORE_STATE_SPILLED)                                       /* 8 */
+    if (record->moving)
+        assert(pllm_registry_named(t) || record->state == PLLM_STORE_STATE_ENDED); /* 8 */
+    if (record->state == PLLM_STORE_STATE_SPILLED || record->moving)               /* 8 */
         assert(importers == 0 && sockets == 0 && writers == 0 &&
                record->flags & PLLM_STORE_FLAG_SEALED && !(record->flags & PLLM_STORE_FLAG_PINNED));
 }

@@ -14,11 +14,12 @@
  *   2. reference_count, writer_count, importer_count and socket_count of a tensor are the sums over
  *      its references; no reference is empty.
  *   3. A tensor whose reference_count is 0 and that is not kept nor pinned is ENDED (or CREATING).
- *   4. FREE is asked for exactly when a tensor is ENDED and has no reference left.
+ *   4. FREE is asked for exactly when a tensor is ENDED, has no reference left and does not move.
  *   5. A user's bytes and count are the sums over its tensors that are not free.
  *   6. Generations are of this epoch, and no two tensors' are equal.
  *   7. A tensor with effects is in the list of effects, once; one without is not.
- *   8. A SPILLED tensor is sealed, unpinned, without importers, writers or sockets' references.
+ *   8. A SPILLED tensor and one that moves are sealed, without importers, writers or sockets'
+ *      references, and unpinned; only READY, SPILLED and ENDED ones move.
  *   9. mapped_bytes are sums over what is imported, legacy tensors left out. */
 #ifndef PLLM_STORE_REGISTRY_INTERNAL_H
 #define PLLM_STORE_REGISTRY_INTERNAL_H
@@ -131,6 +132,12 @@ static inline uint32_t pllm_registry_lease_index(const pllm_registry *registry, 
 static inline int64_t pllm_registry_wall(const pllm_registry *registry, uint64_t now_ns)
 {
     return (int64_t)now_ns + registry->wall_offset_ns;
+}
+
+/* Its bytes are not on the device, or on their way. */
+static inline int pllm_registry_away(const tensor *t)
+{
+    return t->record.state == PLLM_STORE_STATE_SPILLED || t->record.moving;
 }
 
 static inline int pllm_registry_named(const tensor *t)

@@ -402,7 +402,7 @@ int pllm_registry_hold(pllm_registry *registry, pllm_store_lease number, uint32_
     if (writable && t->record.flags & PLLM_STORE_FLAG_SEALED)
         return pllm_fail(PLLM_EPERM, 0, "\"%s\" is sealed: it can be read only", t->record.name);
     int socket = l->kind == PLLM_STORE_LEASE_SOCKET;
-    if (socket && t->record.state == PLLM_STORE_STATE_SPILLED) return PLLM_EBUSY;
+    if (socket && pllm_registry_away(t)) return PLLM_EBUSY;
     if (t->record.reference_count == UINT32_MAX)
         return pllm_fail(PLLM_ELIMIT, 0, "\"%s\" is open too often", t->record.name);
     reference *r;

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,7 +23,8 @@ enum {
     EVENTS_PER_WAIT = 64,
     ROUNDS_PER_TICK = 32, /* while there is always something to serve */
     PATROL_MS = 250,
-    LOOKS_PER_SWEEP = 64,   /* at clients' processes */
+    LOOKS_PER_SWEEP = 64, /* at clients' processes */
+    MOVING_NS = 100000,
     WORK_AHEAD_NS = 200000, /* at a time; a request waits no longer for it */
 };
 #define MS ((uint64_t)1000000)
@@ -110,13 +112,14 @@ static int tables_open(pllm_store_server *server)
     const pllm_store_server_options *options = &server->options;
     server->clients = pllm_alloc_array(server->context, options->client_max, sizeof(client));
     server->watches = pllm_alloc_array(server->context, options->watch_max, sizeof(watch));
+    server->waiting = pllm_alloc_array(server->context, options->client_max, sizeof(uint32_t));
     server->blocks =
         pllm_alloc_array(server->context, options->tensor_max, sizeof(pllm_store_block *));
     server->in = pllm_alloc(server->context, PLLM_WIRE_PACKET_BYTES);
     server->out = pllm_alloc(server->context, PLLM_WIRE_PACKET_BYTES);
     server->listing = pllm_alloc(server->context, PLLM_WIRE_PACKET_BYTES);
     if (!server->clients || !server->watches || !server->blocks || !server->in || !server->out ||
-        !server->listing)
+        !server->listing || !server->waiting)
         return pllm_fail(PLLM_ENOMEM, 0, "no memory for the store's tables");
     for (uint32_t i = 0; i < options->client_max; i++)
         server->clients[i].next = i + 1 < options->client_max ? (int)i + 1 : PLLM_STORE_NONE;
@@ -215,6 +218,7 @@ void pllm_store_server_close(pllm_store_server *server)
         if (c->state == CLIENT_FREE) continue;
         for (uint32_t k = 0; c->pending && k < c->pending_fd_count; k++) close(c->pending_fds[k]);
         pllm_free(server->context, c->pending);
+        pllm_free(server->context, c->waiting);
         close(c->fd);
     }
     if (server->registry) pllm_server_hold_end(server);
@@ -236,6 +240,7 @@ void pllm_store_server_close(pllm_store_server *server)
     pllm_free(server->context, server->in);
     pllm_free(server->context, server->blocks);
     pllm_free(server->context, server->watches);
+    pllm_free(server->context, server->waiting);
     pllm_free(server->context, server->clients);
     pllm_free(server->context, server);
 }
@@ -330,6 +335,19 @@ static void clients_look(pllm_store_server *server)
     }
 }
 
+/* While tensors move they are looked at ten thousand times a second: what is under way at a time is
+ * over in some hundred microseconds. */
+static int wait_events(const pllm_store_server *server, struct epoll_event *events)
+{
+    int timeout = timeout_ms(server);
+    if (server->moving && timeout != 0) {
+        struct pollfd set = {.fd = server->epoll_fd, .events = POLLIN};
+        (void)ppoll(&set, 1, &(struct timespec){0, MOVING_NS}, NULL);
+        timeout = 0;
+    }
+    return epoll_wait(server->epoll_fd, events, EVENTS_PER_WAIT, timeout);
+}
+
 static void sweep(pllm_store_server *server)
 {
     uint32_t cursor = 0;
@@ -419,7 +437,7 @@ int pllm_store_server_run(pllm_store_server *server, int stop_fd)
     for (uint32_t round = 0; !stop && !atomic_load(&server->stopping); round++) {
         server->now_ns = pllm_clock_ns();
         for (uint32_t i = 0; i < server->part_count; i++) part_prepare(server, i);
-        int count = epoll_wait(server->epoll_fd, events, EVENTS_PER_WAIT, timeout_ms(server));
+        int count = wait_events(server, events);
         if (count < 0 && errno != EINTR) {
             status = pllm_fail(PLLM_EIO, errno, "the store's loop: %s", strerror(errno));
             break;
@@ -427,6 +445,7 @@ int pllm_store_server_run(pllm_store_server *server, int stop_fd)
         server->now_ns = pllm_clock_ns();
         stop = serve(server, events, count > 0 ? count : 0);
         timers(server);
+        if (server->moving) pllm_server_moves(server);
         if (server->memory_busy && (count == 0 || round % ROUNDS_PER_TICK == 0) &&
             server->now_ns >= server->tick_ns)
             work_ahead(server);
@@ -444,6 +463,7 @@ void pllm_store_server_stats_get(const pllm_store_server *server,
                                  pllm_store_server_stats *stats_out)
 {
     *stats_out = server->stats;
+    stats_out->waiting_count = server->waiting_count;
     pllm_registry_stats_get(server->registry, &stats_out->registry);
     for (uint32_t i = 0; i < server->device_count; i++) {
         pllm_store_memory_stats memory;
@@ -451,5 +471,6 @@ void pllm_store_server_stats_get(const pllm_store_server *server,
         stats_out->charged_bytes += memory.charged_bytes;
         stats_out->ready_bytes += memory.ready_bytes;
         stats_out->spilled_bytes += memory.spilled_bytes;
+        stats_out->moving_count += memory.moving_count;
     }
 }

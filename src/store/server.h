@@ -92,7 +92,9 @@ typedef struct pllm_store_server_stats {
     uint64_t dropped_count;                /* clients thrown out */
     uint64_t lost_count;                   /* events that a watcher did not get */
     uint64_t spilled_count, restored_count, adopted_count;
-    uint32_t client_count, watch_count;
+    uint64_t moved_count; /* moves to the host and back that ended, however */
+    uint32_t client_count, watch_count, waiting_count;  /* waiting: for a tensor, or for room */
+    uint32_t moving_count;                              /* tensors on their way now */
     uint64_t charged_bytes, ready_bytes, spilled_bytes; /* of memory now, all devices */
 } pllm_store_server_stats;
 void pllm_store_server_stats_get(const pllm_store_server *server,
@@ -108,7 +110,9 @@ typedef struct pllm_store_holder {
 } pllm_store_holder;
 void pllm_store_server_self(const pllm_store_server *server, pllm_store_peer *peer_out);
 /* Errors of all: as the registry's, and those of the memory; ENOTFOUND for a pid that is not there.
- * A tensor created without a reference is kept. entry_out is valid until the next call. */
+ * Create also EBUSY (bare): room is being made; ask again when pllm_store_server_moved, which a
+ * part may look at in every run, has changed. A tensor created without a reference is kept.
+ * entry_out is valid until the next call. */
 int pllm_store_server_create(pllm_store_server *server, const char *name, size_t name_bytes,
                              const pllm_registry_spec *spec, pllm_store_holder *holder,
                              pllm_store_entry *entry_out);
@@ -124,6 +128,7 @@ void pllm_store_server_each(pllm_store_server *server,
 /* The same of slots first to end - 1. */
 void pllm_store_server_range(pllm_store_server *server, uint32_t first, uint32_t end,
                              void (*visit)(void *user, const pllm_store_entry *entry), void *user);
+uint64_t pllm_store_server_moved(const pllm_store_server *server); /* moves that have ended */
 /* The device that text means (names.h), and a device's UUID. */
 int pllm_store_server_device(const pllm_store_server *server, const char *text, size_t bytes,
                              uint32_t *index_out);

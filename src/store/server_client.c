@@ -44,6 +44,7 @@ static uint32_t index_of(const pllm_store_server *server, const client *c)
 
 static void wait_for(pllm_store_server *server, client *c, uint32_t events)
 {
+    if (c->waiting) events &= ~(uint32_t)EPOLLIN;
     if (c->epoll_events == events) return;
     struct epoll_event event = {.events = events, .data.u64 = index_of(server, c)};
     if (epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, c->fd, &event) == 0) c->epoll_events = events;
@@ -56,6 +57,17 @@ static void pending_forget(pllm_store_server *server, client *c)
     pllm_free(server->context, c->pending);
     c->pending = NULL;
     server->stalled--;
+}
+
+static void waiting_forget(pllm_store_server *server, client *c)
+{
+    uint32_t kept = 0;
+    if (!c->waiting) return;
+    pllm_free(server->context, c->waiting);
+    c->waiting = NULL;
+    for (uint32_t i = 0; i < server->waiting_count; i++)
+        if (server->waiting[i] != index_of(server, c)) server->waiting[kept++] = server->waiting[i];
+    server->waiting_count = kept;
 }
 
 /* ---- accepted and dropped ---- */
@@ -177,6 +189,7 @@ void pllm_server_drop(pllm_store_server *server, client *c, const char *why)
                      c->peer.uid, why);
     }
     pending_forget(server, c);
+    waiting_forget(server, c);
     watches_end(server, c);
     close(c->fd); /* leaves the epoll set */
     c->state = CLIENT_FREE;
@@ -333,6 +346,42 @@ void pllm_server_patrol(pllm_store_server *server)
 
 /* ---- read from ---- */
 
+/* The message in server->in is carried out when what server->wait says has ended. */
+static int client_wait(pllm_store_server *server, client *c, size_t bytes)
+{
+    c->waiting = pllm_alloc(server->context, bytes);
+    if (!c->waiting) return pllm_fail_memory("a message that waits", bytes);
+    memcpy(c->waiting, server->in, bytes);
+    c->waiting_bytes = (uint32_t)bytes;
+    c->wait = server->wait;
+    server->waiting[server->waiting_count++] = index_of(server, c);
+    wait_for(server, c, EPOLLIN); /* of which there is none now */
+    return PLLM_SERVER_WAITS;
+}
+
+void pllm_server_client_again(pllm_store_server *server, client *c, int status)
+{
+    uint8_t *message = c->waiting; /* texts of the request point into it */
+    pllm_error error = *pllm_last_error();
+    int decoded = pllm_wire_decode(message, c->waiting_bytes, &server->request);
+    if (status < 0) {
+        (void)pllm_fail(status, error.native, "%s", error.text);
+    } else {
+        pllm_error_clear();
+        status = decoded < 0 ? decoded : pllm_server_request(server, c);
+        pllm_server_effects(server);
+    }
+    if (status == PLLM_SERVER_WAITS) {
+        c->wait = server->wait;
+        server->waiting[server->waiting_count++] = index_of(server, c);
+        return;
+    }
+    c->waiting = NULL;
+    wait_for(server, c, EPOLLIN);
+    (void)answer(server, c, status);
+    pllm_free(server->context, message);
+}
+
 /* One message. 0: there may be more; 1: enough for now, or the client is gone. */
 static int client_read(pllm_store_server *server, client *c)
 {
@@ -367,6 +416,8 @@ static int client_read(pllm_store_server *server, client *c)
     status = pllm_server_request(server, c);
     for (uint32_t i = 0; i < fd_count; i++) close(server->in_fds[i]);
     pllm_server_effects(server);
+    if (status == PLLM_SERVER_WAITS) status = client_wait(server, c, bytes);
+    if (status == PLLM_SERVER_WAITS) return 1;
     int wanted = server->request.request != 0;
     /* Who asked waits for the answer, and has likely sent nothing more. */
     return answer(server, c, status) || wanted;
@@ -379,7 +430,7 @@ void pllm_server_client_event(pllm_store_server *server, client *c, uint32_t eve
         flush(server, c);
         if (c->state == CLIENT_FREE) return;
     }
-    if (events & EPOLLIN && !c->pending) {
+    if (events & EPOLLIN && !c->pending && !c->waiting) {
         for (int i = 0; i < MESSAGES_PER_WAKE; i++)
             if (client_read(server, c)) break;
         return;

@@ -95,6 +95,9 @@ void pllm_server_effects(pllm_store_server *server)
         if (effect.kinds & PLLM_EFFECT_EVENTS && server->stats.watch_count)
             watchers_tell(server, &effect);
         if (server->part_count) parts_tell(server, &effect);
+        if (effect.kinds & PLLM_EFFECT_DELETED && effect.record->moving)
+            pllm_store_memory_cancel(server->devices[effect.record->device].memory,
+                                     server->blocks[effect.slot]);
         if (effect.kinds & PLLM_EFFECT_FREE) memory_free(server, effect.record);
     }
     pllm_server_hold(server);
@@ -102,61 +105,14 @@ void pllm_server_effects(pllm_store_server *server)
 
 /* ---- memory ---- */
 
-/* Spills what was used longest ago until about bytes are free; how many were. */
-uint64_t pllm_server_spill(pllm_store_server *server, uint32_t device, uint64_t bytes)
-{
-    uint64_t freed = 0;
-    while (freed < bytes && server->options.spilled_bytes_max) {
-        uint32_t slot = pllm_registry_spill_candidate(server->registry, device);
-        if (slot == PLLM_STORE_SLOT_NONE) break;
-        const pllm_store_record *record = pllm_registry_record(server->registry, slot);
-        if (pllm_store_memory_spill(server->devices[device].memory, server->blocks[slot]) < 0)
-            break;
-        freed += record->charge_bytes;
-        server->stats.spilled_count++;
-        pllm_registry_spilled(server->registry, slot, server->now_ns);
-        server->memory_busy = 1;
-    }
-    return freed;
-}
-
-static int no_memory(const pllm_store_server *server, const pllm_store_record *record)
-{
-    return pllm_fail(
-        PLLM_ENODEVMEM, 0,
-        "the store has no room for the %llu bytes of \"%s\" on %s: raise its limit, or "
-        "delete or seal other tensors",
-        (unsigned long long)record->bytes, record->name, server->uuids[record->device]);
-}
-
 static int block_create(pllm_store_server *server, const pllm_store_record *record,
                         pllm_store_block **block_out)
 {
     pllm_store_owner owner = {record->uid, record->gid, record->mode};
-    for (;;) {
-        int status =
-            pllm_store_memory_create(server->devices[record->device].memory, record->bytes,
-                                     record->kind == PLLM_STORE_KIND_LEGACY, &owner, block_out);
-        if (status != PLLM_ENODEVMEM) return status;
-        if (pllm_server_spill(server, record->device, record->charge_bytes) == 0)
-            return no_memory(server, record);
-    }
-}
-
-int pllm_server_restore(pllm_store_server *server, uint32_t slot)
-{
-    const pllm_store_record *record = pllm_registry_record(server->registry, slot);
-    for (;;) {
-        int status =
-            pllm_store_memory_restore(server->devices[record->device].memory, server->blocks[slot]);
-        if (status == PLLM_OK) break;
-        if (status != PLLM_ENODEVMEM) return status;
-        if (pllm_server_spill(server, record->device, record->charge_bytes) == 0)
-            return no_memory(server, record);
-    }
-    server->stats.restored_count++;
-    pllm_registry_restored(server->registry, slot, server->now_ns);
-    return PLLM_OK;
+    int status =
+        pllm_store_memory_create(server->devices[record->device].memory, record->bytes,
+                                 record->kind == PLLM_STORE_KIND_LEGACY, &owner, block_out);
+    return status == PLLM_ENODEVMEM ? pllm_server_room(server, record) : status;
 }
 
 int pllm_server_create(pllm_store_server *server, pllm_store_lease lease,
@@ -181,24 +137,11 @@ int pllm_server_create(pllm_store_server *server, pllm_store_lease lease,
     const pllm_store_record *record = pllm_registry_record(server->registry, *slot_out);
     status = block_create(server, record, &server->blocks[*slot_out]);
     server->memory_busy = 1;
-    if (status < 0) {
+    if (status != PLLM_OK) {
         pllm_registry_abort(server->registry, *slot_out);
         return status;
     }
     return pllm_registry_commit(server->registry, *slot_out, server->now_ns);
-}
-
-void pllm_server_reclaim_all(pllm_store_server *server)
-{
-    for (uint32_t i = 0; i < server->device_count; i++) {
-        store_device *device = &server->devices[i];
-        uint64_t wanted = atomic_exchange(&device->reclaim_bytes, 0);
-        if (!wanted) continue;
-        uint64_t freed = pllm_store_memory_trim(device->memory, wanted);
-        if (freed < wanted && pllm_server_spill(server, i, wanted - freed))
-            (void)pllm_store_memory_trim(device->memory, wanted - freed);
-        pllm_server_effects(server);
-    }
 }
 
 /* ---- for parts ---- */
@@ -257,12 +200,12 @@ int pllm_store_server_create(pllm_store_server *server, const char *name, size_t
     if (!holder->lease) wanted.flags |= PLLM_STORE_FLAG_KEPT;
     status =
         pllm_server_create(server, holder->lease, &holder->peer, name, name_bytes, &wanted, &slot);
-    if (status < 0)
+    if (status != PLLM_OK)
         holder_forget(server, holder);
     else
         pllm_server_entry(server, pllm_registry_record(server->registry, slot), entry_out);
     pllm_server_effects(server);
-    return status;
+    return status == PLLM_SERVER_WAITS ? PLLM_EBUSY : status;
 }
 
 int pllm_store_server_get(pllm_store_server *server, const char *name, size_t name_bytes,

@@ -4,7 +4,8 @@
  *     server_socket.c   the path: folder, lock, epoch, listening socket
  *     server_client.c   connections: accepted, read, answered, dropped
  *     server_request.c  what each message does
- *     server_effect.c   consequences: board, watchers, parts, memory; spilling; calls for parts
+ *     server_effect.c   consequences: board, watchers, parts, memory; calls for parts
+ *     server_move.c     tensors on their way to the host and back, and who waits for them
  *
  * A client's index is its place in clients; a tensor's slot is its place in blocks, on the board
  * and in the registry. */
@@ -22,7 +23,14 @@ enum {
     PLLM_STORE_PARTS_MAX = 4,
     PLLM_STORE_PATH_BYTES = 128, /* more than a socket's name can be */
     PLLM_STORE_NONE = -1,
+    PLLM_SERVER_WAITS = 1, /* a request's: its answer comes later, server->wait says after what */
 };
+
+typedef struct wait {
+    uint32_t slot; /* the end of this tensor's move; PLLM_STORE_SLOT_NONE: room */
+    uint32_t device;
+    uint64_t room_bytes; /* of memory on that device; 0: the tensor */
+} wait;
 
 typedef enum client_state {
     CLIENT_FREE = 0,
@@ -46,6 +54,10 @@ typedef struct client {
     uint8_t *pending;
     uint32_t pending_bytes, pending_fd_count;
     int *pending_fds; /* in the same allocation as pending; ours to close */
+    /* The message that waits for memory, or for a tensor: nothing is read before it is answered. */
+    uint8_t *waiting;
+    uint32_t waiting_bytes;
+    wait wait;
 } client;
 
 typedef struct watch {
@@ -62,6 +74,9 @@ typedef struct store_device {
     pllm_store_memory *memory;
     char uuid[PLLM_STORE_UUID_BYTES];
     atomic_uint_least64_t reclaim_bytes; /* asked for by another thread */
+    uint64_t owed_bytes;                 /* of what was asked for, what is to go still */
+    uint64_t spilling_bytes;             /* what moves to the host will give back */
+    pllm_error failure; /* of a spill, while those who waited for it are answered */
 } store_device;
 
 typedef struct part_state {
@@ -93,7 +108,11 @@ struct pllm_store_server {
     part_state parts[PLLM_STORE_PARTS_MAX];
     uint32_t part_count;
     atomic_int stopping;
-    int memory_busy;    /* memory has work to do ahead */
+    int memory_busy;   /* memory has work to do ahead */
+    int moving;        /* tensors move, or have moved */
+    uint32_t *waiting; /* [client_max] clients whose message waits, as they came */
+    uint32_t waiting_count;
+    wait wait;          /* of the request that is being carried out */
     int stalled;        /* clients with answers pending */
     int deaf;           /* there are no descriptors, not even the spare one: nobody is let in */
     uint32_t look_next; /* the client whose process is looked at next */
@@ -117,6 +136,8 @@ void pllm_server_listen_for(pllm_store_server *server, uint32_t events); /* EPOL
 void pllm_server_spare_open(pllm_store_server *server);
 void pllm_server_client_event(pllm_store_server *server, client *c, uint32_t events);
 void pllm_server_drop(pllm_store_server *server, client *c, const char *why);
+/* Carries out the message that waits, or (status below 0, and the error record) refuses it. */
+void pllm_server_client_again(pllm_store_server *server, client *c, int status);
 /* Sends without waiting. EBUSY: no room now. */
 int pllm_server_event_send(pllm_store_server *server, client *c, const pllm_wire_message *event);
 /* Those that took too long, and answers that wait for something else than room. */
@@ -124,19 +145,24 @@ void pllm_server_patrol(pllm_store_server *server);
 void pllm_server_stalled(pllm_store_server *server);
 
 /* server_request.c: carries out server->request of c; fills server->answer and server->out_fds. The
- * status of the answer. */
+ * status of the answer, or WAITS: nothing was changed, ask again. */
 int pllm_server_request(pllm_store_server *server, client *c);
 
 /* server_effect.c */
 void pllm_server_effects(pllm_store_server *server);
-/* A tensor with its memory, READY; changes spec->charge_bytes. */
+/* A tensor with its memory, READY; changes spec->charge_bytes. Or WAITS, and there is none. */
 int pllm_server_create(pllm_store_server *server, pllm_store_lease lease,
                        const pllm_store_peer *peer, const char *name, size_t name_bytes,
                        pllm_registry_spec *spec, uint32_t *slot_out);
-int pllm_server_restore(pllm_store_server *server, uint32_t slot);
-uint64_t pllm_server_spill(pllm_store_server *server, uint32_t device, uint64_t bytes);
 void pllm_server_entry(pllm_store_server *server, const pllm_store_record *record,
                        pllm_store_entry *entry_out);
+
+/* server_move.c */
+/* There is no room for this tensor: WAITS, with what goes begun, or ENODEVMEM. */
+int pllm_server_room(pllm_store_server *server, const pllm_store_record *record);
+/* Brings back a tensor that is spilled, or on its way: WAITS, or why not. */
+int pllm_server_restore(pllm_store_server *server, uint32_t slot);
+void pllm_server_moves(pllm_store_server *server); /* what moves, a step further */
 void pllm_server_reclaim_all(pllm_store_server *server);
 
 /* server_hold.c: the ledger hears what clients map; what an earlier daemon left charged and nobody

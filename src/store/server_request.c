@@ -121,7 +121,7 @@ static int request_create(pllm_store_server *server, client *c)
     uint32_t slot;
     int status =
         pllm_server_create(server, c->lease, &c->peer, name.data, name.bytes, &spec, &slot);
-    if (status < 0) return status;
+    if (status != PLLM_OK) return status;
     answer_info(server, slot);
     status = answer_layout(server, slot, 1);
     if (status < 0) {
@@ -152,12 +152,7 @@ static int open_slot(pllm_store_server *server, client *c, uint32_t slot)
             record->name);
     int imported = pllm_registry_imports(server->registry, c->lease, slot);
     int status = pllm_registry_hold(server->registry, c->lease, slot, writable, 1, server->now_ns);
-    if (status == PLLM_EBUSY) {
-        status = pllm_server_restore(server, slot);
-        if (status == PLLM_OK)
-            status =
-                pllm_registry_hold(server->registry, c->lease, slot, writable, 1, server->now_ns);
-    }
+    if (status == PLLM_EBUSY) return pllm_server_restore(server, slot);
     if (status < 0) return status;
     answer_info(server, slot);
     if (server->request.open.kept_generation == record->generation) {
@@ -251,10 +246,8 @@ static int request_pin(pllm_store_server *server, client *c)
     int status = name_find(server, server->request.name.name, &slot);
     if (status < 0) return status;
     status = pllm_registry_pin(server->registry, &c->peer, slot, on, server->now_ns);
-    if (status != PLLM_EBUSY) return status;
-    status = pllm_server_restore(server, slot); /* what is pinned is on the device */
-    if (status < 0) return status;
-    return pllm_registry_pin(server->registry, &c->peer, slot, on, server->now_ns);
+    /* What is pinned is on the device. */
+    return status == PLLM_EBUSY ? pllm_server_restore(server, slot) : status;
 }
 
 static int request_stat(pllm_store_server *server, client *c)

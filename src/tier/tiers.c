@@ -122,6 +122,7 @@ static uint32_t frames_by_limit(const pllm_tiers *tiers)
 uint32_t pllm_tiers_frame_limit(const pllm_tiers *tiers)
 {
     pllm_budget_stats budget;
+    if (!tiers->frame_max) return 0;
     pllm_budget_stats_get(tiers->budget, &budget);
     uint64_t charged = pllm_budget_charged(tiers->member);
     uint64_t excess = pllm_budget_excess(tiers->member);
@@ -202,7 +203,7 @@ uint32_t pllm_tiers_frame_excess(const pllm_tiers *tiers)
 
 int pllm_tiers_is_over(const pllm_tiers *tiers)
 {
-    return pllm_budget_excess(tiers->member) > 0;
+    return tiers->member && pllm_budget_excess(tiers->member) > 0;
 }
 
 int pllm_tiers_frame_is_high(const pllm_tiers *tiers, uint32_t frame)
@@ -212,6 +213,7 @@ int pllm_tiers_frame_is_high(const pllm_tiers *tiers, uint32_t frame)
 
 uint64_t pllm_tiers_trim(pllm_tiers *tiers)
 {
+    if (!tiers->frame_max) return 0;
     uint64_t before = pllm_budget_charged(tiers->member);
     for (uint32_t chunk = 0; chunk < tiers->chunk_max; chunk++) {
         if (tiers->chunk_used[chunk] || !pllm_region_is_mapped(tiers->region, chunk)) continue;
@@ -298,7 +300,7 @@ static int check_options(const pllm_tiers_options *options)
         return pllm_fail(PLLM_EINVAL, 0,
                          "pages of %llu bytes: they must be a multiple of %d, up to 1 GiB",
                          (unsigned long long)options->page_bytes, PAGE_UNIT);
-    if (options->frame_max == 0 || options->frame_max >= PLLM_NONE - 64)
+    if (options->frame_max >= PLLM_NONE - 64)
         return pllm_fail(PLLM_EINVAL, 0, "%u frames cannot be reserved", options->frame_max);
     return PLLM_OK;
 }
@@ -410,11 +412,11 @@ static int disk_open(pllm_tiers *tiers, const pllm_tiers_options *options)
 int pllm_tiers_open(const pllm_context *context, pllm_device *device, pllm_budget *budget,
                     const pllm_tiers_options *options, pllm_tiers **tiers_out)
 {
-    if (!tiers_out || !device || !budget)
-        return pllm_fail(PLLM_EINVAL, 0, "tiers need a device, a budget and a result");
+    if (!tiers_out || !device) return pllm_fail(PLLM_EINVAL, 0, "tiers need a device and a result");
     *tiers_out = NULL;
     int status = check_options(options);
     if (status < 0) return status;
+    if (options->frame_max && !budget) return pllm_fail(PLLM_EINVAL, 0, "frames need a budget");
     pllm_tiers *tiers = pllm_alloc(context, sizeof *tiers);
     if (!tiers) return pllm_fail_memory("the tiers", sizeof *tiers);
     tiers->context = context;
@@ -425,7 +427,7 @@ int pllm_tiers_open(const pllm_context *context, pllm_device *device, pllm_budge
         (uint32_t)((EXTENT_BYTES + options->page_bytes - 1) / options->page_bytes);
     pllm_slots_init(&tiers->host, context, tiers->extent_pages);
     pllm_slots_init(&tiers->on_disk, context, tiers->extent_pages);
-    status = frames_open(tiers, options);
+    status = options->frame_max ? frames_open(tiers, options) : PLLM_OK;
     if (status == PLLM_OK) status = host_open(tiers, options);
     if (status == PLLM_OK) status = disk_open(tiers, options);
     if (status < 0) {
@@ -511,7 +513,8 @@ void pllm_tiers_stats_get(const pllm_tiers *tiers, pllm_tiers_stats *stats_out)
 void pllm_tiers_check(const pllm_tiers *tiers)
 {
     uint32_t used = 0;
-    uint64_t *touching = calloc(tiers->chunk_max, sizeof *touching); /* tests only: not counted */
+    uint64_t *touching =
+        calloc(tiers->chunk_max + 1, sizeof *touching); /* tests only: not counted */
     if (!touching) abort();
     for (uint32_t frame = 0; frame < tiers->frame_max; frame++) {
         int ready = pllm_bitmap_get(tiers->ready, frame),

@@ -22,7 +22,8 @@ typedef enum pllm_place { PLLM_AT_DEVICE = 0, PLLM_AT_HOST = 1, PLLM_AT_DISK = 2
 typedef struct pllm_tiers pllm_tiers;
 typedef struct pllm_tiers_options {
     uint32_t struct_bytes;
-    uint32_t frame_max;          /* frames reserved (address space), whatever the budget gives */
+    uint32_t frame_max;          /* frames reserved (address space), whatever the budget gives; 0:
+                                    none, for a caller who moves pages of memory of its own */
     uint64_t page_bytes;         /* multiple of 4 KiB */
     uint64_t device_limit_bytes; /* of frames, within the budget; UINT64_MAX: the budget alone */
     uint64_t host_bytes;         /* of host slots; 0: none; UINT64_MAX: as they are needed */
@@ -38,7 +39,8 @@ typedef struct pllm_tiers_options {
                                 the usual memlock limit; none without a disk */
 } pllm_tiers_options;
 
-/* Borrows device and budget. Errors: EINVAL, ENOMEM, ENODEVMEM, EDEVICE, EIO, ELIMIT. */
+/* Borrows device and budget (may be NULL where there are no frames). Errors: EINVAL, ENOMEM,
+ * ENODEVMEM, EDEVICE, EIO, ELIMIT. */
 int pllm_tiers_open(const pllm_context *context, pllm_device *device, pllm_budget *budget,
                     const pllm_tiers_options *options, pllm_tiers **tiers_out);
 void pllm_tiers_close(pllm_tiers *tiers); /* no transfer in flight; NULL is fine */

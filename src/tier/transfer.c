@@ -147,7 +147,7 @@ static void count_finished(pllm_transfers *transfers, const transfer_request *r)
     pllm_transfers_stats *stats = &transfers->stats;
     if (r->status == PLLM_OK) {
         stats->pages[from[r->lane]][to[r->lane]]++;
-        stats->bytes[from[r->lane]][to[r->lane]] += transfers->page_bytes;
+        stats->bytes[from[r->lane]][to[r->lane]] += r->bytes;
     } else if (r->status != PLLM_ECANCELED) {
         stats->failed++;
         stats->corrupt += r->status == PLLM_ECORRUPT && !r->inherited;
@@ -215,10 +215,13 @@ static int check_transfer(pllm_transfers *transfers, const pllm_transfer *transf
                          "no transfer goes from place %d to place %d at priority %d",
                          (int)transfer->from, (int)transfer->to, (int)transfer->priority);
     pllm_place place = lane_is_disk((uint32_t)lane) ? PLLM_AT_DISK : PLLM_AT_HOST;
-    if (transfer->frame >= pllm_tiers_slot_count(transfers->tiers, PLLM_AT_DEVICE) ||
+    if ((!transfer->va &&
+         transfer->frame >= pllm_tiers_slot_count(transfers->tiers, PLLM_AT_DEVICE)) ||
         transfer->slot >= pllm_tiers_slot_count(transfers->tiers, place))
         return pllm_fail(PLLM_EINVAL, 0, "frame %u or slot %u is out of range", transfer->frame,
                          transfer->slot);
+    if (transfer->bytes > transfers->page_bytes)
+        return pllm_fail(PLLM_EINVAL, 0, "%u bytes are more than a page", transfer->bytes);
     return lane == LANE_WRITE ? record_reserve(transfers, transfer->slot) : PLLM_OK;
 }
 
@@ -233,14 +236,16 @@ int pllm_transfer_submit(pllm_transfers *transfers, const pllm_transfer *transfe
     if (index == PLLM_NONE) return PLLM_EBUSY;
     transfer_request *r = &transfers->requests[index];
     transfers->free_first = r->next;
-    *r = (transfer_request){.generation = r->generation,
-                            .lane = (uint8_t)lane,
-                            .priority = (uint8_t)transfer->priority,
-                            .frame = transfer->frame,
-                            .slot = transfer->slot,
-                            .tag = transfer->tag,
-                            .next = PLLM_NONE,
-                            .prev = PLLM_NONE};
+    *r = (transfer_request){
+        .generation = r->generation,
+        .lane = (uint8_t)lane,
+        .priority = (uint8_t)transfer->priority,
+        .slot = transfer->slot,
+        .bytes = transfer->bytes ? transfer->bytes : (uint32_t)transfers->page_bytes,
+        .va = transfer->va ? transfer->va : pllm_tiers_frame_va(transfers->tiers, transfer->frame),
+        .tag = transfer->tag,
+        .next = PLLM_NONE,
+        .prev = PLLM_NONE};
     uint32_t *bucket = bucket_of(transfers, r->lane, r->slot);
     r->waits_on = newest_of(transfers, r->lane, r->slot);
     r->chain = *bucket;

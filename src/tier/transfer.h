@@ -41,7 +41,9 @@ typedef struct pllm_transfer {
     pllm_place from, to; /* one of them AT_DEVICE, the other AT_HOST or AT_DISK */
     uint32_t frame, slot;
     pllm_priority priority;
-    uint64_t tag; /* what the page is: bound into the checksum; equal on write and read */
+    uint64_t tag;   /* what the page is: bound into the checksum; equal on write and read */
+    pllm_va va;     /* 0: the frame. Else the device's end, memory of the caller's own */
+    uint32_t bytes; /* 0: a page. Else only its first bytes are moved; equal on write and read */
 } pllm_transfer;
 
 typedef struct pllm_transfers_options {

@@ -48,7 +48,8 @@ typedef struct transfer_request {
     uint8_t solo;      /* its merged run failed: it is tried once more, alone */
     uint8_t released;  /* nobody will ask: forget it when over */
     uint8_t inherited; /* failed because what it waited for did */
-    uint32_t frame, slot;
+    uint32_t slot, bytes;
+    pllm_va va; /* of the frame, or the caller's own */
     uint64_t tag;
     uint32_t next, prev; /* in a queue; next alone: in a run, or among the free */
     uint32_t chain;      /* older request in the same bucket */

@@ -205,23 +205,22 @@ static uint32_t copy_stream_index(uint32_t lane)
     return lane == LANE_IN || lane == LANE_READ ? LANE_IN : LANE_OUT;
 }
 
-/* Frames and slots that are neighbours on both sides become one copy. */
+/* What are neighbours on both sides becomes one copy. Of a page that is moved in part, the rest of
+ * the slot (on disk: of what the staging page had before, sealed with it) is nobody's. */
 static uint32_t copies_build(pllm_transfers *transfers, const transfer_run *run)
 {
-    uint64_t bytes = transfers->page_bytes;
     int inward = copy_stream_index(run->lane) == LANE_IN;
     uint32_t count = 0;
     for (uint32_t i = run->first; i != PLLM_NONE; i = transfers->requests[i].next) {
         const transfer_request *r = &transfers->requests[i];
-        pllm_va frame = pllm_tiers_frame_va(transfers->tiers, r->frame);
         const void *host = lane_is_disk(run->lane)
                                ? staging_page(transfers, run, r->slot)
                                : pllm_tiers_host_slot(transfers->tiers, r->slot);
         pllm_va there = (pllm_va)(uintptr_t)host;
-        pllm_copy copy = {inward ? frame : there, inward ? there : frame, bytes};
+        pllm_copy copy = {inward ? r->va : there, inward ? there : r->va, r->bytes};
         pllm_copy *last = count ? &transfers->copies[count - 1] : NULL;
         if (last && last->to + last->bytes == copy.to && last->from + last->bytes == copy.from)
-            last->bytes += bytes;
+            last->bytes += r->bytes;
         else
             transfers->copies[count++] = copy;
     }

@@ -11,6 +11,7 @@
 #include "device/cuda.h"
 #include "fault_rig.h"
 #include "store/memory.h"
+#include "store_moves.h"
 
 #define MEBI ((uint64_t)1 << 20)
 #define FAKE PLLM_BINARY_DIR "/tests/libfake_cuda.so"
@@ -97,11 +98,11 @@ static void work(world *w)
     STEP(w, pllm_store_block_write(w->memory, w->blocks[2], 2999, 1, &word));
     STEP(w, pllm_store_memory_create(w->memory, 100, 0, &ann, &w->blocks[3]));
     if (w->cuda) STEP(w, pllm_store_memory_create(w->memory, 5000, 1, &ann, &w->blocks[4]));
-    STEP(w, pllm_store_memory_spill(w->memory, w->blocks[0]));
-    STEP(w, pllm_store_memory_spill(w->memory, w->blocks[2]));
+    STEP(w, spill_now(w->memory, w->blocks[0]));
+    STEP(w, spill_now(w->memory, w->blocks[2]));
     for (int i = 0; i < 3; i++) (void)pllm_store_memory_tick(w->memory);
-    STEP(w, pllm_store_memory_restore(w->memory, w->blocks[0]));
-    STEP(w, pllm_store_memory_restore(w->memory, w->blocks[2]));
+    STEP(w, restore_now(w->memory, w->blocks[0]));
+    STEP(w, restore_now(w->memory, w->blocks[2]));
     expect_word(w, w->blocks[0], 0, 11);
     expect_word(w, w->blocks[2], 2999, 11);
     expect_word(w, w->blocks[2], 0, 0);
@@ -221,9 +222,9 @@ static void random_lives_survive_random_failures(void **state)
                 pllm_store_memory_free(w.memory, *block, x / 4096 % 2);
                 *block = NULL;
             } else if (what == 1) {
-                status = pllm_store_memory_spill(w.memory, *block);
+                status = spill_now(w.memory, *block);
             } else if (what == 2) {
-                status = pllm_store_memory_restore(w.memory, *block);
+                status = restore_now(w.memory, *block);
             } else if (what == 3) {
                 (void)pllm_store_memory_trim(w.memory, x % (4 * MEBI));
             } else {

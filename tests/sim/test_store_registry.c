@@ -44,7 +44,7 @@ typedef struct model_tensor {
     uint64_t generation, charge, fence, used, old_generation;
     uint32_t uid, gid, mode, flags, kind, epoch, poisoned, abandoned, owner_pid;
     uint32_t events; /* since effects were last taken */
-    int doomed, adopt_open;
+    int doomed, adopt_open, moving;
 } model_tensor;
 
 typedef struct model_hold {
@@ -77,6 +77,11 @@ static uint64_t draw(world *w, uint64_t below)
 static int named(const model_tensor *t)
 {
     return t->state == PLLM_STORE_STATE_READY || t->state == PLLM_STORE_STATE_SPILLED;
+}
+
+static int away(const model_tensor *t)
+{
+    return t->state == PLLM_STORE_STATE_SPILLED || t->moving;
 }
 
 static int kept(const model_tensor *t)
@@ -439,7 +444,7 @@ static void step_adopt(world *w)
         int expected = !named(t)                                             ? PLLM_EBUSY
                        : !allowed(&l->peer, t, offer.writable ? 6 : 4)       ? PLLM_EPERM
                        : offer.writable && t->flags & PLLM_STORE_FLAG_SEALED ? PLLM_EPERM
-                       : socket && t->state == PLLM_STORE_STATE_SPILLED      ? PLLM_EBUSY
+                       : socket && away(t)                                   ? PLLM_EBUSY
                        : !hold_of(w, lease, there) && !free_holds(w)         ? PLLM_ELIMIT
                                                                              : PLLM_OK;
         assert_int_equal(status, expected);
@@ -534,12 +539,12 @@ static void step_hold(world *w)
     int socket = l->kind == PLLM_STORE_LEASE_SOCKET;
     int status = pllm_registry_hold(w->registry, number_of(w, lease), (uint32_t)slot, writable,
                                     import, w->now);
-    int expected = !l->kind || !named(t)                            ? PLLM_ESTALE
-                   : !allowed(&l->peer, t, writable ? 6 : 4)        ? PLLM_EPERM
-                   : writable && t->flags & PLLM_STORE_FLAG_SEALED  ? PLLM_EPERM
-                   : socket && t->state == PLLM_STORE_STATE_SPILLED ? PLLM_EBUSY
-                   : !hold_of(w, lease, slot) && !free_holds(w)     ? PLLM_ELIMIT
-                                                                    : PLLM_OK;
+    int expected = !l->kind || !named(t)                           ? PLLM_ESTALE
+                   : !allowed(&l->peer, t, writable ? 6 : 4)       ? PLLM_EPERM
+                   : writable && t->flags & PLLM_STORE_FLAG_SEALED ? PLLM_EPERM
+                   : socket && away(t)                             ? PLLM_EBUSY
+                   : !hold_of(w, lease, slot) && !free_holds(w)    ? PLLM_ELIMIT
+                                                                   : PLLM_OK;
     assert_int_equal(status, expected);
     w->met[5] += status == PLLM_EPERM;
     w->met[6] += status == PLLM_EBUSY;
@@ -641,10 +646,10 @@ static void step_change(world *w)
     default:
         on = (int)draw(w, 2);
         status = pllm_registry_pin(w->registry, &peer, slot, (uint32_t)on, w->now);
-        expected = !named(t)                                    ? PLLM_ESTALE
-                   : !owner(&peer, t)                           ? PLLM_EPERM
-                   : on && t->state == PLLM_STORE_STATE_SPILLED ? PLLM_EBUSY
-                                                                : PLLM_OK;
+        expected = !named(t)          ? PLLM_ESTALE
+                   : !owner(&peer, t) ? PLLM_EPERM
+                   : on && away(t)    ? PLLM_EBUSY
+                                      : PLLM_OK;
         assert_int_equal(status, expected);
         if (status < 0 || ((t->flags & PLLM_STORE_FLAG_PINNED) != 0) == on) return;
         t->flags ^= PLLM_STORE_FLAG_PINNED;
@@ -682,8 +687,8 @@ static void step_spill(world *w)
     uint64_t oldest = UINT64_MAX;
     for (int i = 0; i < TENSORS; i++) {
         const model_tensor *t = &w->tensors[i];
-        if (t->state != PLLM_STORE_STATE_READY || t->kind || sum_of(w, i, 0) || sum_of(w, i, 1) ||
-            sum_of(w, i, 2) || !(t->flags & PLLM_STORE_FLAG_SEALED) ||
+        if (t->state != PLLM_STORE_STATE_READY || t->kind || t->moving || sum_of(w, i, 0) ||
+            sum_of(w, i, 1) || sum_of(w, i, 2) || !(t->flags & PLLM_STORE_FLAG_SEALED) ||
             t->flags & PLLM_STORE_FLAG_PINNED)
             continue;
         if (t->used < oldest) oldest = t->used;
@@ -694,9 +699,8 @@ static void step_spill(world *w)
         assert_true(slot < TENSORS);
         assert_int_equal(w->tensors[slot].used, oldest);
         assert_int_equal(pllm_registry_spill_candidate(w->registry, 1), PLLM_STORE_SLOT_NONE);
-        pllm_registry_spilled(w->registry, slot, w->now);
-        w->tensors[slot].state = PLLM_STORE_STATE_SPILLED;
-        w->tensors[slot].events |= PLLM_EFFECT_SPILLED;
+        pllm_registry_move_begin(w->registry, slot);
+        w->tensors[slot].moving = 1;
         w->met[11]++;
     }
 }
@@ -704,11 +708,35 @@ static void step_spill(world *w)
 static void step_restore(world *w)
 {
     for (uint32_t i = 0; i < TENSORS; i++) {
-        if (w->tensors[i].state != PLLM_STORE_STATE_SPILLED || draw(w, 2)) continue;
-        pllm_registry_restored(w->registry, i, w->now);
-        w->tensors[i].state = PLLM_STORE_STATE_READY;
-        w->tensors[i].used = w->now;
-        w->tensors[i].events |= PLLM_EFFECT_RESTORED;
+        model_tensor *t = &w->tensors[i];
+        if (t->state != PLLM_STORE_STATE_SPILLED || t->moving || draw(w, 2)) continue;
+        pllm_registry_move_begin(w->registry, i);
+        t->moving = 1;
+    }
+}
+
+/* Of those on their way some arrive, some are back where they were, whatever became of the tensor.
+ */
+static void step_moved(world *w)
+{
+    for (uint32_t i = 0; i < TENSORS; i++) {
+        model_tensor *t = &w->tensors[i];
+        if (!t->moving || draw(w, 2)) continue;
+        uint32_t moved = draw(w, 4) > 0;
+        pllm_registry_move_end(w->registry, i, moved, w->now);
+        t->moving = 0;
+        w->met[15] += t->state == PLLM_STORE_STATE_ENDED;
+        w->met[16] += !moved;
+        if (moved && t->state == PLLM_STORE_STATE_READY) {
+            t->state = PLLM_STORE_STATE_SPILLED;
+            t->events |= PLLM_EFFECT_SPILLED;
+            w->met[17]++;
+        } else if (moved && t->state == PLLM_STORE_STATE_SPILLED) {
+            t->state = PLLM_STORE_STATE_READY;
+            t->used = w->now;
+            t->events |= PLLM_EFFECT_RESTORED;
+            w->met[18]++;
+        }
     }
 }
 
@@ -726,6 +754,7 @@ static void take_effects(world *w)
         assert_int_equal((effect.kinds & PLLM_EFFECT_RENAMED) != 0, effect.name_before != NULL);
         if (effect.kinds & PLLM_EFFECT_FREE) {
             assert_int_equal(t->state, PLLM_STORE_STATE_ENDED);
+            assert_int_equal(t->moving, 0);
             assert_int_equal(sum_of(w, (int)effect.slot, 3), 0); /* nobody has it */
             assert_int_equal(effect.record->abandoned, t->abandoned);
             pllm_registry_freed(w->registry, effect.slot);
@@ -737,7 +766,7 @@ static void take_effects(world *w)
         const model_tensor *t = &w->tensors[i];
         assert_int_equal(t->events, 0); /* all were told */
         /* Nothing that could be free is not. */
-        assert_false(t->state == PLLM_STORE_STATE_ENDED && sum_of(w, i, 3) == 0);
+        assert_false(t->state == PLLM_STORE_STATE_ENDED && !t->moving && sum_of(w, i, 3) == 0);
         if (t->state == PLLM_STORE_STATE_FREE || t->state == PLLM_STORE_STATE_CREATING) continue;
         const pllm_store_record *board = &w->board[i], *mirror = &w->mirror[i];
         if (t->doomed) continue;
@@ -877,8 +906,10 @@ static void run_seed(uint64_t seed, int *met)
             break;
         case 20:
             step_spill(&w);
+            if (draw(&w, 2)) step_moved(&w);
             break;
         case 21:
+            step_moved(&w);
             step_restore(&w);
             break;
         case 22:
@@ -906,7 +937,7 @@ static void random_steps_match_the_model(void **state)
     int met[32] = {0};
     for (uint64_t seed = first; seed <= last; seed++) run_seed(seed, met);
     if (only || last < SEEDS) return;
-    for (int i = 0; i <= 14; i++) { /* everything that matters came up */
+    for (int i = 0; i <= 18; i++) { /* everything that matters came up */
         if (getenv("V") || met[i] < 30) print_message("case %d came up %d times\n", i, met[i]);
         assert_true(met[i] >= 30);
     }

@@ -145,6 +145,16 @@ void store_rig_open(store_rig *rig, const pllm_store_server_options *options,
     store_rig_start(rig);
 }
 
+void store_rig_open_on(store_rig *rig, const pllm_store_server_options *options,
+                       pllm_device *device)
+{
+    memset(rig, 0, sizeof *rig);
+    failing_context_init(&rig->memory, FAILING_NEVER);
+    if (options) rig->options = *options;
+    prepare(rig, device);
+    store_rig_start(rig);
+}
+
 int store_rig_try(store_rig *rig, pllm_device *device)
 {
     prepare(rig, device);
@@ -265,6 +275,27 @@ int store_ask(store_talk *talk, const int *fds, uint32_t fd_count)
         if (status < 0) return status;
     } while (talk->answer.op == PLLM_WIRE_EVENT);
     assert_int_equal(talk->answer.op, talk->ask.op | PLLM_WIRE_ANSWER);
+    assert_int_equal(talk->answer.request, talk->request);
+    return talk->answer.status;
+}
+
+void store_send(store_talk *talk)
+{
+    talk->ask.request = ++talk->request;
+    assert_int_equal(send_ask(talk, NULL, 0), PLLM_OK);
+}
+
+int store_answered(const store_talk *talk)
+{
+    struct pollfd in = {.fd = talk->fd, .events = POLLIN};
+    return poll(&in, 1, 0) == 1;
+}
+
+int store_answer(store_talk *talk)
+{
+    struct pollfd in = {.fd = talk->fd, .events = POLLIN};
+    assert_int_equal(poll(&in, 1, 5000), 1);
+    assert_int_equal(receive(talk), PLLM_OK);
     assert_int_equal(talk->answer.request, talk->request);
     return talk->answer.status;
 }

@@ -52,6 +52,9 @@ void store_rig_restart(store_rig *rig);
 void store_rig_stop(store_rig *rig);
 void store_rig_start(store_rig *rig);
 void store_rig_close(store_rig *rig);
+/* The same with a device of the caller's, who closes it after store_rig_end. */
+void store_rig_open_on(store_rig *rig, const pllm_store_server_options *options,
+                       pllm_device *device);
 /* With memory and options of the rig as they are, on that device: 1 if the daemon runs, 0 if it
  * could not be opened (the status is one of failed memory or device). end is close without the
  * device. */
@@ -80,6 +83,11 @@ void store_talk_close(store_talk *talk);                /* just the socket: a de
 /* Sends talk->ask and waits for its answer, which it returns the status of. Events that come in
  * between are dropped. */
 int store_ask(store_talk *talk, const int *fds, uint32_t fd_count);
+/* The two halves of it: sends talk->ask; waits for the answer (5 s at most, then it fails). */
+void store_send(store_talk *talk);
+int store_answer(store_talk *talk);
+/* 1: something has come that was not received yet. */
+int store_answered(const store_talk *talk);
 void store_tell(store_talk *talk); /* talk->ask without waiting: request 0 */
 /* The next packet, an event, into talk->answer. 1; 0: none within timeout_ms. */
 int store_event(store_talk *talk, uint32_t timeout_ms);

@@ -14,6 +14,7 @@
 #include "device/cuda.h"
 #include "failing_context.h"
 #include "store/memory.h"
+#include "store_moves.h"
 #include "../fake/fake_cuda.h"
 
 #define MEBI ((uint64_t)1 << 20)
@@ -442,7 +443,7 @@ static void legacy_tensors_lie_in_slabs_of_one_owner(void **state)
     assert_memory_not_equal(handles[0], handles[3], sizeof handles[0]);
     assert_int_equal(stats_of(memory).slab_bytes, (4 + 4 + 10) * MEBI);
     assert_int_equal(pllm_budget_charged(f->member), 18 * MEBI);
-    assert_int_equal(pllm_store_memory_spill(memory, blocks[0]), PLLM_EUNSUPPORTED);
+    assert_int_equal(spill_now(memory, blocks[0]), PLLM_EUNSUPPORTED);
     for (int i = 0; i < 4; i++) expect(memory, blocks[i], layout_of(blocks[i]).bytes, (uint8_t)i);
     pllm_store_block *more;
     assert_int_equal(pllm_store_memory_create(memory, 50 * MEBI, 1, &ann, &more), PLLM_ELIMIT);
@@ -481,8 +482,8 @@ static void spilled_bytes_come_back(void **state)
     for (uint8_t i = 0; i < 2; i++) {
         blocks[i] = create(memory, sizes[i], 0, &ann);
         put(memory, blocks[i], sizes[i], (uint8_t)(20 + i));
-        assert_int_equal(pllm_store_memory_spill(memory, blocks[i]), PLLM_OK);
-        assert_int_equal(pllm_store_memory_spill(memory, blocks[i]), PLLM_OK);
+        assert_int_equal(spill_now(memory, blocks[i]), PLLM_OK);
+        assert_int_equal(spill_now(memory, blocks[i]), PLLM_OK);
         assert_int_equal(layout_of(blocks[i]).spilled, 1);
         uint64_t bytes;
         int fd;
@@ -491,13 +492,13 @@ static void spilled_bytes_come_back(void **state)
     }
     assert_int_equal(pllm_budget_charged(f->member), 30 * MEBI);
     assert_int_equal(stats_of(memory).spilled_bytes, sizes[0] + sizes[1]);
-    assert_int_equal(pllm_store_memory_spill(memory, large), PLLM_ELIMIT);
+    assert_int_equal(spill_now(memory, large), PLLM_ELIMIT);
     assert_int_equal(layout_of(large).spilled, 0);
     uint8_t word = 99;
     assert_int_equal(pllm_store_block_write(memory, blocks[1], 5, 1, &word), PLLM_OK);
     for (uint8_t i = 0; i < 2; i++) {
-        assert_int_equal(pllm_store_memory_restore(memory, blocks[i]), PLLM_OK);
-        assert_int_equal(pllm_store_memory_restore(memory, blocks[i]), PLLM_OK);
+        assert_int_equal(restore_now(memory, blocks[i]), PLLM_OK);
+        assert_int_equal(restore_now(memory, blocks[i]), PLLM_OK);
         pllm_store_memory_check(memory);
     }
     expect(memory, blocks[0], sizes[0], 20);
@@ -505,15 +506,15 @@ static void spilled_bytes_come_back(void **state)
     assert_int_equal(pllm_store_block_read(memory, blocks[1], 5, 1, &seen), PLLM_OK);
     assert_int_equal(seen, 99);
     assert_int_equal(stats_of(memory).spilled_bytes, 0);
-    assert_int_equal(pllm_store_memory_spill(memory, blocks[1]), PLLM_OK);
+    assert_int_equal(spill_now(memory, blocks[1]), PLLM_OK);
     for (uint32_t i = 0; i < 2; i++) pllm_store_memory_free(memory, blocks[i], 0);
     /* No room: it stays where it is. */
-    assert_int_equal(pllm_store_memory_spill(memory, large), PLLM_OK);
+    assert_int_equal(spill_now(memory, large), PLLM_OK);
     pllm_store_block *full = create(memory, 250 * MEBI, 0, &ann);
-    assert_int_equal(pllm_store_memory_restore(memory, large), PLLM_ENODEVMEM);
+    assert_int_equal(restore_now(memory, large), PLLM_ENODEVMEM);
     assert_int_equal(layout_of(large).spilled, 1);
     pllm_store_memory_free(memory, full, 0);
-    assert_int_equal(pllm_store_memory_restore(memory, large), PLLM_OK);
+    assert_int_equal(restore_now(memory, large), PLLM_OK);
     expect_zero(memory, large, 30 * MEBI);
     pllm_store_memory_free(memory, large, 0);
     pllm_store_memory_close(memory);
@@ -621,8 +622,8 @@ static void a_new_daemon_takes_over_what_clients_hold(void **state)
     assert_null(none);
     pllm_store_memory_check(memory);
     /* It spills and is the daemon's own afterwards, even where it came for reading. */
-    assert_int_equal(pllm_store_memory_spill(memory, blocks[1]), PLLM_OK);
-    assert_int_equal(pllm_store_memory_restore(memory, blocks[1]), PLLM_OK);
+    assert_int_equal(spill_now(memory, blocks[1]), PLLM_OK);
+    assert_int_equal(restore_now(memory, blocks[1]), PLLM_OK);
     expect(memory, blocks[1], sizes[1], 1);
     assert_int_equal(pllm_store_block_piece(blocks[1], 0, 1, &bytes, &fd), PLLM_OK);
     for (uint32_t i = 0; i < 4; i++) {
@@ -684,10 +685,10 @@ static void random_lives_keep_their_bytes(void **state)
             pllm_store_memory_free(memory, l->block, what == 0);
             l->block = NULL;
         } else if (what < 8) {
-            int status = pllm_store_memory_spill(memory, l->block);
+            int status = spill_now(memory, l->block);
             assert_true(status == PLLM_OK || status == PLLM_ELIMIT || status == PLLM_EUNSUPPORTED);
         } else if (what < 10) {
-            int status = pllm_store_memory_restore(memory, l->block);
+            int status = restore_now(memory, l->block);
             assert_true(status == PLLM_OK || status == PLLM_ENODEVMEM);
         } else if (what == 10) {
             (void)pllm_store_memory_trim(memory, random_next(&random) % (8 * MEBI));

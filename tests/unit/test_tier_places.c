@@ -328,8 +328,8 @@ static void test_options_are_checked(void **state)
     pllm_host_device_options host = {.struct_bytes = sizeof host};
     OK(pllm_device_open_host(NULL, &host, &p.device));
     OK(pllm_budget_open(NULL, UINT64_MAX, &p.budget));
-    pllm_tiers_options bad[4] = {options_of(4, 4096), options_of(4, 1000), options_of(0, 4096),
-                                 options_of(4, 0)};
+    pllm_tiers_options bad[4] = {options_of(4, 4096), options_of(4, 1000),
+                                 options_of(PLLM_NONE, 4096), options_of(4, 0)};
     bad[0].struct_bytes = 8;
     for (uint32_t i = 0; i < 4; i++) {
         assert_int_equal(pllm_tiers_open(NULL, p.device, p.budget, &bad[i], &p.tiers), PLLM_EINVAL);
@@ -342,6 +342,20 @@ static void test_options_are_checked(void **state)
     assert_int_equal(status, PLLM_ELIMIT);
     assert_non_null(strstr(pllm_last_error()->text, "--nvme-size"));
     pllm_tiers_close(NULL);
+    /* Without frames it needs no budget, and has slots alone. */
+    options = options_of(4, 4096);
+    assert_int_equal(pllm_tiers_open(NULL, p.device, NULL, &options, &p.tiers), PLLM_EINVAL);
+    options = options_of(0, 4096);
+    options.host_bytes = 1 << 20;
+    OK(pllm_tiers_open(NULL, p.device, NULL, &options, &p.tiers));
+    uint32_t place;
+    assert_int_equal(pllm_tiers_frame_alloc(p.tiers, &place), PLLM_ENODEVMEM);
+    OK(pllm_tiers_slot_alloc(p.tiers, PLLM_AT_HOST, PLLM_NONE, &place));
+    assert_int_equal(pllm_tiers_frame_limit(p.tiers), 0);
+    assert_int_equal(pllm_tiers_is_over(p.tiers), 0);
+    assert_int_equal(pllm_tiers_trim(p.tiers), 0);
+    pllm_tiers_check(p.tiers);
+    pllm_tiers_close(p.tiers);
     pllm_budget_close(p.budget);
     pllm_device_close(p.device);
 }

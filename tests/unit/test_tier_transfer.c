@@ -143,6 +143,52 @@ static void test_disk_round_trips(void **state)
 /* ---- order ---- */
 
 /* 64 neighbouring pages go to disk in one write and come back in one read; strangers do not. */
+/* Memory of the caller's own in place of a frame, and the first bytes of a page only: what lies
+ * behind them is not touched, neither there nor (host) in the slot. */
+static void test_own_memory_and_parts(void **state)
+{
+    (void)state;
+    enum { PART = 1000 };
+    sim_rig sim;
+    sim_open(&sim, 5, 4, 4, NULL);
+    pllm_va own = pllm_tiers_frame_va(sim.rig.tiers, 2);
+    char *view = tier_rig_view(&sim.rig, 2);
+    for (uint32_t place = HOST; place <= DISK; place++) {
+        pllm_transfer transfer = {.from = PLLM_AT_DEVICE,
+                                  .to = (pllm_place)place,
+                                  .frame = 3,
+                                  .slot = 1,
+                                  .tag = 9,
+                                  .va = own,
+                                  .bytes = PART};
+        pllm_ticket ticket;
+        tier_rig_fill(tier_rig_view(&sim.rig, 3), 4096, 1); /* not what is meant */
+        tier_rig_fill(view, 4096, 2);
+        OK(pllm_transfer_submit(sim.rig.transfers, &transfer, &ticket));
+        OK(pllm_transfer_wait(sim.rig.transfers, ticket, UINT64_MAX));
+        pllm_transfer_release(sim.rig.transfers, ticket);
+        memset(view, 0x55, 4096);
+        transfer.from = (pllm_place)place;
+        transfer.to = PLLM_AT_DEVICE;
+        OK(pllm_transfer_submit(sim.rig.transfers, &transfer, &ticket));
+        OK(pllm_transfer_wait(sim.rig.transfers, ticket, UINT64_MAX));
+        pllm_transfer_release(sim.rig.transfers, ticket);
+        assert_true(tier_rig_matches(view, PART, 2));
+        for (uint32_t i = PART; i < 4096; i++) assert_int_equal(view[i], 0x55);
+        assert_true(tier_rig_matches(tier_rig_view(&sim.rig, 3), 4096, 1));
+        transfer.bytes = 4097;
+        assert_int_equal(pllm_transfer_submit(sim.rig.transfers, &transfer, &ticket), PLLM_EINVAL);
+        transfer.bytes = 0;
+        transfer.va = 0;
+        transfer.frame = 4; /* there is none */
+        assert_int_equal(pllm_transfer_submit(sim.rig.transfers, &transfer, &ticket), PLLM_EINVAL);
+    }
+    pllm_transfers_stats stats;
+    pllm_transfers_stats_get(sim.rig.transfers, &stats);
+    assert_int_equal(stats.bytes[DEVICE][HOST], PART);
+    sim_close(&sim);
+}
+
 static void test_neighbours_merge(void **state)
 {
     (void)state;
@@ -558,6 +604,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_host_round_trips),
         cmocka_unit_test(test_disk_round_trips),
+        cmocka_unit_test(test_own_memory_and_parts),
         cmocka_unit_test(test_neighbours_merge),
         cmocka_unit_test(test_few_long_reads_in_flight),
         cmocka_unit_test(test_demand_overtakes),
