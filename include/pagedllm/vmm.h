@@ -23,6 +23,14 @@
  * Bytes that are new read as zero where the pool zeroes on reuse, or where the page was never used
  * before; otherwise they are whatever the memory held.
  *
+ * Who gets what. An allocation that does not fit takes, in this order: what models keep or have
+ * mapped ahead; what lower processes of the ledger give back; what models of lower priority give
+ * back by their reclaim, the lowest first, of equals who has most above its minimum. One inside the
+ * model's own minimum asks models of any priority. Nobody is asked for what is below its minimum.
+ * Where all of them together have too little it is refused at once; otherwise it waits, wait_ms at
+ * most, and what comes free meanwhile is not given to models of lower priority. A model's own
+ * reclaim is not called for its own allocations: who is refused frees, and tries again.
+ *
  * Addresses that are not allocated: on the host device touching them faults; on a GPU a kernel that
  * touches them ruins its context for the whole process. A pool opened with zero_behind has a page
  * of zeros there instead: a stray read gets zeros, a stray write still faults. Bytes next to an
@@ -53,19 +61,20 @@ typedef struct pllm_vmm_pool pllm_vmm_pool; /* a registered model */
 
 typedef struct pllm_vmm_options {
     uint32_t struct_bytes;  /* sizeof(pllm_vmm_options) */
-    uint32_t no_background; /* 1: no thread; mapping ahead and fenced deallocations go on in
-                               pllm_vmm_poll and in calls of their pool */
+    uint32_t no_background; /* 1: no thread for mapping ahead and fenced deallocations: they go on
+                               in pllm_vmm_poll and in calls of their pool */
     uint64_t limit_bytes;   /* physical bytes of all models together; 0: what the device has */
     /* A limit shared with other processes: see ledger.h. ledger NULL: none. All that the models
      * take is charged there too. Who may ask this process for memory gets what is kept or mapped
-     * ahead; allocations stay. */
+     * ahead, then what the models' reclaim gives back; other allocations stay. */
     const char *ledger;          /* its name; made with the next if there is none */
     uint64_t ledger_limit_bytes; /* of the ledger, by who makes it; 0: it must exist */
     uint64_t
         ledger_minimum_bytes; /* that this process is sure of; models' minimums hold within it */
     int32_t ledger_priority;  /* higher makes lower give back */
-    uint32_t reserved;        /* 0 */
-    const char *ledger_name;  /* of this process among the members; NULL: by its pid */
+    uint32_t wait_ms; /* how long an allocation waits for what other processes, and again for what
+                         other models, were asked to give back; 0: 500 */
+    const char *ledger_name; /* of this process among the members; NULL: by its pid */
 } pllm_vmm_options;
 
 /* Ownership: borrows context (may be NULL) and device; caller owns *vmm_out.
@@ -76,8 +85,9 @@ PLLM_API int pllm_vmm_open(const pllm_context *context, pllm_device *device,
                            const pllm_vmm_options *options, pllm_vmm **vmm_out);
 PLLM_API void pllm_vmm_close(pllm_vmm *vmm); /* unregisters what is left; NULL is fine */
 
-/* A new limit, at once. Where more is held, kept and unused pages go first; allocations stay, and
- * nothing more is mapped until they are below. Errors: EINVAL (0), ENODEVMEM (minimums would not
+/* A new limit, at once. Where more is held, kept and unused pages go first, and models that have a
+ * reclaim are asked, not waited for; other allocations stay, and nothing more is mapped until they
+ * are below. Errors: EINVAL (0), ENODEVMEM (minimums would not
  * fit any more). */
 PLLM_API int pllm_vmm_set_limit(pllm_vmm *vmm, uint64_t limit_bytes);
 
@@ -88,7 +98,7 @@ typedef struct pllm_vmm_pool_options {
     uint32_t zero_on_reuse;  /* 1: allocated bytes always read as zero at first */
     uint32_t zero_behind;    /* 1: zeros to read where nothing is allocated; costs a page of memory,
                                 and as many more driver calls as pages change */
-    uint32_t reserved;       /* 0 */
+    int32_t priority;        /* among the models of this vmm: higher makes lower give back */
     uint64_t capacity_bytes; /* addresses; rounded up to whole pages */
     uint64_t page_bytes;     /* a power of two, at least 64 KiB; on CUDA a multiple of the driver's
                                 granularity; at most 1 GiB. 0: the device's preference */
@@ -98,6 +108,22 @@ typedef struct pllm_vmm_pool_options {
                                 somebody needs it; 0: none; PLLM_UNLIMITED */
     uint64_t ahead_bytes;    /* what is mapped behind whatever grew last, from memory that nobody
                                 else needs, and again when half of it is used; 0: none */
+    /* Give back about `bytes` of what this model has allocated (by deallocate, block_free, a block
+     * made shorter, at once or behind a stream) before deadline_ns of CLOCK_MONOTONIC, because a
+     * model of higher priority, a model's minimum, a lowered limit, or another process of the
+     * ledger needs it. NULL: only what is kept or mapped ahead is taken.
+     * Returns how much of that it has given back by now or will have by then; 0: nothing can go,
+     * and until then it is not asked again. Called again while it owes what it promised. Physical
+     * memory goes in whole pages: what shares a page with something that stays gives nothing.
+     * Called on a thread that this model has for that, one call at a time, without locks. It may
+     * call everything of pool and its vmm, and allocate too (but then no model is asked for it):
+     * only not unregister this model nor close the vmm, which wait for it to return. So must not
+     * who holds a lock that it takes; and who allocates holding one makes it late.
+     * Late is who has not returned, or given what it promised, at the deadline: then who waited is
+     * refused, and the model is not asked for a second, nor before it returns. What it frees later
+     * is free all the same. */
+    uint64_t (*reclaim)(void *user, pllm_vmm_pool *pool, uint64_t bytes, uint64_t deadline_ns);
+    void *user;
 } pllm_vmm_pool_options;
 
 /* Reserves the addresses and backs none. name: 1 to 63 characters, none of them a control
@@ -190,6 +216,7 @@ typedef struct pllm_vmm_pool_stats {
     uint64_t free_bytes, free_run_bytes; /* addresses: all, and the longest run */
     double fragmentation;                /* 1 - free_run_bytes / free_bytes; 0 with none free */
     uint64_t created_pages, reused_pages;
+    uint64_t asked_count, given_back_bytes, late_count; /* of its reclaim */
 } pllm_vmm_pool_stats;
 PLLM_API int pllm_vmm_pool_stats_get(pllm_vmm_pool *pool, pllm_vmm_pool_stats *stats);
 

@@ -10,6 +10,7 @@
  * Ledger: a charge is made here first, since it costs others nothing to be refused here, then in
  * the ledger, and taken back here if that refuses; bytes are used only after both. A credit goes to
  * the ledger first, so that who charges next finds it there.
+ * A claim is a promise to who waits: charges of lower priority leave it free (claimed_before).
  * What is carried is charged in the ledger alone, and for memory that this process is yet to get.
  * Locks: one, a leaf; the ledger, which may wait, is called without it. */
 #include <assert.h>
@@ -22,6 +23,7 @@ struct pllm_budget_member {
     pllm_budget_member *next;
     char *name;
     uint64_t minimum_bytes, limit_bytes, charged_bytes;
+    int32_t priority;
 };
 
 struct pllm_budget {
@@ -29,6 +31,7 @@ struct pllm_budget {
     pllm_ledger_member *ledger; /* NULL: alone */
     pthread_mutex_t lock;
     pllm_budget_member *members;
+    pllm_budget_claim *claims;
     uint64_t limit_bytes, held_bytes, minimum_bytes, charged_bytes, peak_bytes, refused_count;
     uint64_t carried_bytes; /* charged in the ledger, and not here */
     uint32_t member_count;
@@ -174,6 +177,25 @@ void pllm_budget_leave(pllm_budget_member *member)
     pllm_free(budget->context, member);
 }
 
+static int64_t rank(const pllm_budget_member *member, uint64_t bytes)
+{
+    uint64_t room = member->minimum_bytes > member->charged_bytes
+                        ? member->minimum_bytes - member->charged_bytes
+                        : 0;
+    return bytes <= room ? INT64_MAX : member->priority;
+}
+
+/* What others wait for who come before the member. */
+static uint64_t claimed_before(const pllm_budget *budget, const pllm_budget_member *member)
+{
+    uint64_t bytes = 0;
+    for (const pllm_budget_claim *claim = budget->claims; claim; claim = claim->next)
+        if (claim->member != member && rank(claim->member, claim->bytes) > member->priority &&
+            __builtin_add_overflow(bytes, claim->bytes, &bytes))
+            bytes = UINT64_MAX;
+    return bytes;
+}
+
 static int charge_here(pllm_budget_member *member, uint64_t bytes)
 {
     pllm_budget *budget = member->budget;
@@ -186,9 +208,13 @@ static int charge_here(pllm_budget_member *member, uint64_t bytes)
     uint64_t growth = most(charged, member->minimum_bytes) - held(member);
     /* Inside its own minimum a member takes nothing that others could have: it may charge even
      * while they hold too much (the limit was lowered, or someone joined). */
-    if (growth > 0 && (budget->held_bytes > budget->limit_bytes ||
-                       growth > budget->limit_bytes - budget->held_bytes))
-        return PLLM_ENODEVMEM;
+    if (growth > 0) {
+        uint64_t claimed = budget->claims ? claimed_before(budget, member) : 0;
+        if (budget->held_bytes > budget->limit_bytes ||
+            claimed > budget->limit_bytes - budget->held_bytes ||
+            growth > budget->limit_bytes - budget->held_bytes - claimed)
+            return PLLM_ENODEVMEM;
+    }
     member->charged_bytes = charged;
     budget->held_bytes += growth;
     budget->charged_bytes += bytes;
@@ -317,6 +343,89 @@ uint64_t pllm_budget_loan(pllm_budget *budget)
     uint64_t bytes = budget->held_bytes - budget->minimum_bytes;
     pthread_mutex_unlock(&budget->lock);
     return bytes;
+}
+
+uint64_t pllm_budget_over(pllm_budget *budget)
+{
+    pthread_mutex_lock(&budget->lock);
+    uint64_t bytes =
+        budget->held_bytes > budget->limit_bytes ? budget->held_bytes - budget->limit_bytes : 0;
+    pthread_mutex_unlock(&budget->lock);
+    return bytes;
+}
+
+uint64_t pllm_budget_member_over(const pllm_budget_member *member)
+{
+    pthread_mutex_lock(&member->budget->lock);
+    uint64_t bytes = member->charged_bytes > member->limit_bytes
+                         ? member->charged_bytes - member->limit_bytes
+                         : 0;
+    pthread_mutex_unlock(&member->budget->lock);
+    return bytes;
+}
+
+uint64_t pllm_budget_member_loan(const pllm_budget_member *member, uint64_t floor_bytes)
+{
+    pthread_mutex_lock(&member->budget->lock);
+    uint64_t floor = most(member->minimum_bytes, floor_bytes);
+    uint64_t bytes = member->charged_bytes > floor ? member->charged_bytes - floor : 0;
+    pthread_mutex_unlock(&member->budget->lock);
+    return bytes;
+}
+
+/* ---- waiting for others ---- */
+
+void pllm_budget_member_priority(pllm_budget_member *member, int32_t priority)
+{
+    pthread_mutex_lock(&member->budget->lock);
+    member->priority = priority;
+    pthread_mutex_unlock(&member->budget->lock);
+}
+
+void pllm_budget_claim_make(pllm_budget_claim *claim, pllm_budget_member *member, uint64_t bytes)
+{
+    pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&budget->lock);
+    *claim = (pllm_budget_claim){.next = budget->claims, .member = member, .bytes = bytes};
+    budget->claims = claim;
+    pthread_mutex_unlock(&budget->lock);
+}
+
+void pllm_budget_unclaim(pllm_budget_claim *claim)
+{
+    if (!claim->member) return;
+    pllm_budget *budget = claim->member->budget;
+    pthread_mutex_lock(&budget->lock);
+    pllm_budget_claim **link = &budget->claims;
+    while (*link != claim) link = &(*link)->next;
+    *link = claim->next;
+    pthread_mutex_unlock(&budget->lock);
+    claim->member = NULL;
+}
+
+uint64_t pllm_budget_short(const pllm_budget_member *member, uint64_t bytes)
+{
+    typedef unsigned __int128 wide; /* sums of bytes */
+    const pllm_budget *budget = member->budget;
+    pthread_mutex_lock(&member->budget->lock);
+    wide charged = (wide)member->charged_bytes + bytes, all = (wide)budget->charged_bytes + bytes;
+    wide held_then = budget->held_bytes - held(member);
+    held_then += charged > member->minimum_bytes ? charged : member->minimum_bytes;
+    if (charged > held(member)) {
+        held_then += claimed_before(budget, member);
+        if (held_then > all) all = held_then;
+    }
+    wide missing = all > budget->limit_bytes ? all - budget->limit_bytes : 0;
+    pthread_mutex_unlock(&member->budget->lock);
+    return missing > UINT64_MAX ? UINT64_MAX : (uint64_t)missing;
+}
+
+int pllm_budget_is_minimum(const pllm_budget_member *member, uint64_t bytes)
+{
+    pthread_mutex_lock(&member->budget->lock);
+    int is = rank(member, bytes) == INT64_MAX;
+    pthread_mutex_unlock(&member->budget->lock);
+    return is;
 }
 
 void pllm_budget_stats_get(const pllm_budget *budget, pllm_budget_stats *stats_out)

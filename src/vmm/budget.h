@@ -44,6 +44,26 @@ int pllm_budget_member_set(pllm_budget_member *member, uint64_t minimum_bytes,
 uint64_t pllm_budget_excess(const pllm_budget_member *member); /* bytes this member should return */
 uint64_t pllm_budget_charged(const pllm_budget_member *member);
 uint64_t pllm_budget_loan(pllm_budget *budget); /* bytes that members hold above their minimums */
+uint64_t pllm_budget_over(pllm_budget *budget); /* bytes held beyond the limit */
+uint64_t pllm_budget_member_over(const pllm_budget_member *member); /* beyond its own */
+/* What this one holds above its minimum, and above floor_bytes. */
+uint64_t pllm_budget_member_loan(const pllm_budget_member *member, uint64_t floor_bytes);
+
+/* Who waits for what others give back has it first: until unclaim, a charge of a member of lower
+ * priority (0 unless set) leaves bytes free, unless it is inside its own minimum. One that claims
+ * for its own minimum comes before all. The struct is the caller's, and of nobody else's concern.
+ * short: what others have to give back before the budget alone would let `bytes` be charged. */
+typedef struct pllm_budget_claim {
+    struct pllm_budget_claim *next;
+    pllm_budget_member *member; /* NULL: not claimed */
+    uint64_t bytes;
+} pllm_budget_claim;
+void pllm_budget_member_priority(pllm_budget_member *member, int32_t priority);
+void pllm_budget_claim_make(pllm_budget_claim *claim, pllm_budget_member *member, uint64_t bytes);
+void pllm_budget_unclaim(pllm_budget_claim *claim);
+uint64_t pllm_budget_short(const pllm_budget_member *member, uint64_t bytes);
+/* Is a charge of bytes inside the member's minimum? */
+int pllm_budget_is_minimum(const pllm_budget_member *member, uint64_t bytes);
 /* limit_bytes: attached, no more than the ledger would give now. */
 typedef struct pllm_budget_stats {
     uint64_t limit_bytes, charged_bytes, peak_bytes, refused_count;

@@ -11,6 +11,7 @@
 #define PAGE_BYTES_MAX ((uint64_t)1 << 30)
 #define HOST_PAGE_BYTES_MIN ((uint64_t)64 << 10)
 #define POLL_NS 1000000 /* how often fences are asked while any is open */
+enum { WAIT_MS = 500 };
 
 /* ---- the background ---- */
 
@@ -71,13 +72,19 @@ static void *background(void *argument)
     return NULL;
 }
 
-static int thread_start(pllm_vmm *vmm)
+int pllm_vmm_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
 {
     sigset_t all, before;
-    sigfillset(&all); /* signals are for the program's own threads */
+    sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(&vmm->thread, NULL, background, vmm);
+    int code = pthread_create(thread, NULL, run, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return code;
+}
+
+static int thread_start(pllm_vmm *vmm)
+{
+    int code = pllm_vmm_thread_start(&vmm->thread, background, vmm);
     if (code) return pllm_fail(PLLM_ENOMEM, code, "could not start a thread for a vmm");
     vmm->has_thread = 1;
     return PLLM_OK;
@@ -103,15 +110,18 @@ uint64_t pllm_vmm_ledger_free(pllm_vmm *vmm)
     uint64_t bytes =
         core->held_bytes < core->limit_bytes ? core->limit_bytes - core->held_bytes : 0;
     if (own->charged_bytes < own->minimum_bytes) bytes += own->minimum_bytes - own->charged_bytes;
+    uint64_t room =
+        own->limit_bytes > own->charged_bytes ? own->limit_bytes - own->charged_bytes : 0;
+    if (bytes > room) bytes = room;
     pllm_ledger_unlock(vmm->ledger);
     return bytes;
 }
 
-/* Another process asks: what nobody uses goes. */
+/* Another process asks: what nobody uses goes, then what models can spare. */
 static uint64_t give_back(void *user, uint64_t bytes, uint64_t deadline_ns)
 {
-    (void)deadline_ns; /* it takes a millisecond or so */
-    return pllm_vmm_reclaim(user, NULL, bytes, 1);
+    uint64_t freed = pllm_vmm_reclaim(user, NULL, bytes, 1);
+    return freed < bytes ? freed + pllm_vmm_ask_all(user, bytes - freed, deadline_ns) : freed;
 }
 
 static int ledger_open(pllm_vmm *vmm, const pllm_vmm_options *options)
@@ -121,6 +131,7 @@ static int ledger_open(pllm_vmm *vmm, const pllm_vmm_options *options)
                                          .priority = options->ledger_priority,
                                          .name = options->ledger_name,
                                          .minimum_bytes = options->ledger_minimum_bytes,
+                                         .wait_ms = options->wait_ms,
                                          .reclaim = give_back,
                                          .user = vmm};
     int status =
@@ -145,22 +156,34 @@ static void ledger_close(pllm_vmm *vmm)
 
 /* ---- a vmm's life ---- */
 
-static int locks_open(pllm_vmm *vmm)
+int pllm_vmm_cond_init(pthread_cond_t *cond)
 {
     pthread_condattr_t attributes;
-    if (pthread_condattr_init(&attributes)) goto fail;
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    int code = pthread_cond_init(&vmm->wake, &attributes);
+    int code = pthread_condattr_init(&attributes);
+    if (code) return code;
+    code = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    if (!code) code = pthread_cond_init(cond, &attributes);
     pthread_condattr_destroy(&attributes);
-    if (code) goto fail;
-    if (pthread_cond_init(&vmm->unpinned, NULL)) goto fail_wake;
+    return code;
+}
+
+static int locks_open(pllm_vmm *vmm)
+{
+    if (pllm_vmm_cond_init(&vmm->wake)) goto fail;
+    if (pllm_vmm_cond_init(&vmm->answered)) goto fail_wake;
+    if (pthread_cond_init(&vmm->unpinned, NULL)) goto fail_answered;
     if (pthread_mutex_init(&vmm->lock, NULL)) goto fail_unpinned;
     if (pthread_mutex_init(&vmm->wake_lock, NULL)) goto fail_lock;
+    if (pthread_mutex_init(&vmm->ask_lock, NULL)) goto fail_wake_lock;
     return PLLM_OK;
+fail_wake_lock:
+    pthread_mutex_destroy(&vmm->wake_lock);
 fail_lock:
     pthread_mutex_destroy(&vmm->lock);
 fail_unpinned:
     pthread_cond_destroy(&vmm->unpinned);
+fail_answered:
+    pthread_cond_destroy(&vmm->answered);
 fail_wake:
     pthread_cond_destroy(&vmm->wake);
 fail:
@@ -169,9 +192,11 @@ fail:
 
 static void locks_close(pllm_vmm *vmm)
 {
+    pthread_mutex_destroy(&vmm->ask_lock);
     pthread_mutex_destroy(&vmm->wake_lock);
     pthread_mutex_destroy(&vmm->lock);
     pthread_cond_destroy(&vmm->unpinned);
+    pthread_cond_destroy(&vmm->answered);
     pthread_cond_destroy(&vmm->wake);
 }
 
@@ -192,6 +217,7 @@ int pllm_vmm_open(const pllm_context *context, pllm_device *device, const pllm_v
     if (!vmm) return pllm_fail_memory("a vmm", sizeof *vmm);
     vmm->context = context;
     vmm->device = device;
+    vmm->wait_ns = (uint64_t)(chosen.wait_ms ? chosen.wait_ms : WAIT_MS) * 1000000u;
     uint64_t limit = chosen.limit_bytes ? chosen.limit_bytes : info.total_bytes;
     status = pllm_budget_open(context, limit, &vmm->budget);
     if (status < 0) goto fail_vmm;
@@ -239,6 +265,7 @@ static void shed_all(pllm_vmm *vmm)
         }
         pthread_mutex_unlock(&vmm->lock);
     } while (freed > 0);
+    pllm_vmm_ask_excess(vmm);
 }
 
 /* ---- registering ---- */
@@ -371,6 +398,9 @@ static int pool_open(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_option
     pool->zeros_bytes = chosen->zero_behind ? pool->page_bytes : 0;
     pool->limit_bytes = limit_of(pool, chosen->limit_bytes);
     pool->zero_on_reuse = chosen->zero_on_reuse;
+    pool->priority = chosen->priority;
+    pool->asked.reclaim = chosen->reclaim;
+    pool->asked.user = chosen->user;
     pool->ahead_pages = page_count(chosen->ahead_bytes, pool->page_bytes, pool->page_max);
     int status = pool_memory(pool, chosen);
     if (status < 0) goto fail_pool;
@@ -382,12 +412,17 @@ static int pool_open(pllm_vmm *vmm, const char *name, const pllm_vmm_pool_option
         pllm_fail(status, 0, "model %s: its minimum of %llu bytes does not fit beside the others'",
                   name, (unsigned long long)pool->minimum_bytes);
     if (status < 0) goto fail_spans;
+    pllm_budget_member_priority(pool->member, pool->priority);
     status = pool_locks(pool);
     if (status < 0) goto fail_member;
     status = pool_region(pool, chosen);
     if (status < 0) goto fail_locks;
+    status = pllm_vmm_asked_open(pool);
+    if (status < 0) goto fail_region;
     *pool_out = pool;
     return PLLM_OK;
+fail_region:
+    pllm_region_close(pool->region);
 fail_locks:
     pthread_cond_destroy(&pool->changed);
     pthread_mutex_destroy(&pool->lock);
@@ -404,6 +439,7 @@ fail_pool:
 static void pool_close(pllm_vmm_pool *pool)
 {
     const pllm_device_ops *ops = pool->device->ops;
+    pllm_vmm_asked_close(pool); /* it may be freeing */
     for (pllm_vmm_fence *fence = pool->fences; fence; fence = fence->next)
         (void)ops->event_wait(pool->device, fence->event, UINT64_MAX);
     pllm_region_close(pool->region); /* unmaps, then destroys, then gives the addresses back */
@@ -588,6 +624,11 @@ static void pool_figures(pllm_vmm_pool *pool, pllm_vmm_pool_stats *stats)
         .created_pages = region.created_chunks,
         .reused_pages = region.reused_chunks,
     };
+    pthread_mutex_lock(&pool->vmm->ask_lock);
+    stats->asked_count = pool->asked.count;
+    stats->given_back_bytes = pool->asked.given_back_bytes;
+    stats->late_count = pool->asked.late_count;
+    pthread_mutex_unlock(&pool->vmm->ask_lock);
     pthread_mutex_unlock(&pool->lock);
     if (stats->free_bytes)
         stats->fragmentation = 1 - (double)stats->free_run_bytes / (double)stats->free_bytes;

@@ -12,8 +12,9 @@
  * at a time, the mapper. Who finds its pages backed need not wait for it.
  *
  * Locks, in this order: vmm->lock (the list of pools, pins), pool->lock (all else of a pool),
- * vmm->wake_lock and the budget's (leaves). Who holds a pool's lock never takes vmm->lock. A pool
- * that the background is in is pinned, and unregister waits for that. */
+ * vmm->wake_lock and the budget's (leaves). vmm->ask_lock, under either of the first two. Who holds
+ * a pool's lock never takes vmm->lock. A pool that the background is in is pinned, and unregister
+ * waits for that. */
 #ifndef PLLM_VMM_ELASTIC_H
 #define PLLM_VMM_ELASTIC_H
 
@@ -32,6 +33,22 @@ typedef struct pllm_vmm_fence {
     uint64_t offset, bytes, span_bytes;
 } pllm_vmm_fence;
 
+/* A model that can be asked to give back what it has allocated; elastic_ask.c. The first two are
+ * fixed, the rest is under vmm->ask_lock. */
+typedef struct pllm_vmm_asked {
+    uint64_t (*reclaim)(void *user, pllm_vmm_pool *pool, uint64_t bytes, uint64_t deadline_ns);
+    void *user;
+    pthread_t thread;
+    pthread_cond_t wake;
+    uint32_t has_thread, stopping, running; /* running: reclaim is */
+    uint32_t request, seen;                 /* numbers of the last that was made, and taken up */
+    uint64_t bytes, deadline_ns;          /* asked for and not answered, or promised; 0: nothing */
+    uint64_t owed_from, called_ns;        /* what was charged, and when, at its answer */
+    uint64_t floor_bytes, floor_until_ns; /* it said, or showed, that it goes no lower for now */
+    uint64_t planned_bytes;
+    uint64_t count, given_back_bytes, late_count;
+} pllm_vmm_asked;
+
 struct pllm_vmm_pool {
     pllm_vmm *vmm;
     pllm_vmm_pool *next; /* these two under vmm->lock */
@@ -39,6 +56,8 @@ struct pllm_vmm_pool {
     char name[PLLM_VMM_NAME_BYTES]; /* down to here fixed when opened, but for the limits */
     pllm_device *device;
     const pllm_context *context;
+    int32_t priority;
+    pllm_vmm_asked asked;
     uint64_t base, capacity, page_bytes, zeros_bytes, minimum_bytes, limit_bytes;
     uint32_t page_max, ahead_pages, zero_on_reuse;
     pthread_mutex_t lock;
@@ -71,6 +90,10 @@ struct pllm_vmm {
     pthread_mutex_t wake_lock;
     pthread_cond_t wake;
     uint32_t wanted, stopping; /* under wake_lock */
+    uint64_t wait_ns;
+    pthread_mutex_t ask_lock; /* these three: elastic_ask.c */
+    pthread_cond_t answered;
+    uint64_t given_back_bytes; /* by all models that were asked */
 };
 
 /* elastic.c. Gets the background going; any lock may be held. */
@@ -81,6 +104,20 @@ void pllm_vmm_wake(pllm_vmm *vmm);
 uint64_t pllm_vmm_reclaim(pllm_vmm *vmm, const pllm_vmm_pool *asking, uint64_t bytes, int full);
 /* What this process could charge in the ledger without anybody else's giving back. */
 uint64_t pllm_vmm_ledger_free(pllm_vmm *vmm);
+int pllm_vmm_cond_init(pthread_cond_t *cond); /* whose times are CLOCK_MONOTONIC's; or an errno */
+/* For a thread, with all signals blocked: they are for the program's own. 0, or an errno. */
+int pllm_vmm_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
+
+/* elastic_ask.c; no lock may be held. ask: makes models of lower priority than the pool's (minimum:
+ * of any) give back bytes, and waits a moment. 1: there may be room now, or later: look again; 0:
+ * there will be none, or it is too late. */
+int pllm_vmm_ask(pllm_vmm_pool *pool, uint64_t bytes, int minimum, uint64_t deadline_ns);
+/* Makes any models give back up to bytes; waits until they have answered. How much they gave, or
+ * promised. */
+uint64_t pllm_vmm_ask_all(pllm_vmm *vmm, uint64_t bytes, uint64_t deadline_ns);
+void pllm_vmm_ask_excess(pllm_vmm *vmm);        /* what is beyond limits; waits for nothing */
+int pllm_vmm_asked_open(pllm_vmm_pool *pool);   /* its thread, if it has a reclaim. ENOMEM */
+void pllm_vmm_asked_close(pllm_vmm_pool *pool); /* waits for reclaim to return */
 
 /* elastic_pool.c; the lock of the pool is held, and let go of by whatever maps or unmaps: all but
  * is_ready, touch, grown and check. */

@@ -17,10 +17,12 @@
  * a pool that is whole, but may be another. */
 #include <assert.h>
 #include <string.h>
+#include "base/clock.h"
 #include "vmm/elastic.h"
 
 #define AHEAD_STEP_BYTES ((uint64_t)16 << 20) /* mapped ahead at once, or one page */
 #define FREED 0xdb
+enum { IN_VAIN_MAX = 8 };
 
 /* ---- bytes and pages ---- */
 
@@ -177,8 +179,42 @@ static void unmap_marked(pllm_vmm_pool *pool, const pllm_region_work *work)
     pthread_cond_broadcast(&pool->changed);
 }
 
-/* Own unused pages, if it is the model's own limit that is in the way, else anybody's. */
-static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
+/* What one allocation waits for. */
+typedef struct attempt {
+    uint64_t deadline_ns; /* 0: has asked nobody yet */
+    uint32_t in_vain;     /* times that there seemed to be enough */
+    pllm_budget_claim claim;
+} attempt;
+
+/* How much others must give back before `bytes` fit; 0: nothing, by now. */
+static uint64_t short_of(pllm_vmm_pool *pool, uint64_t bytes, int full)
+{
+    pllm_device_info info;
+    if (full && pool->device->ops->info(pool->device, &info) < 0) return bytes;
+    if (full) return bytes > info.free_bytes ? bytes - info.free_bytes : 0;
+    uint64_t here = pllm_budget_short(pool->member, bytes), there = UINT64_MAX;
+    if (pool->vmm->ledger_member) there = pllm_vmm_ledger_free(pool->vmm);
+    return bytes > there && bytes - there > here ? bytes - there : here;
+}
+
+/* No lock is held. 1: worth another try. */
+static int ask(pllm_vmm_pool *pool, uint64_t bytes, int full, attempt *a)
+{
+    uint64_t missing = short_of(pool, bytes, full);
+    int minimum = pllm_budget_is_minimum(pool->member, bytes);
+    if (missing == 0 && full && a->deadline_ns == 0) missing = bytes; /* it says it has them */
+    if (missing == 0) return a->in_vain++ < IN_VAIN_MAX;
+    if (a->deadline_ns == 0) {
+        uint64_t now = pllm_clock_ns(), wait = pool->vmm->wait_ns;
+        a->deadline_ns = wait < UINT64_MAX - now ? now + wait : UINT64_MAX;
+    }
+    if (!a->claim.member) pllm_budget_claim_make(&a->claim, pool->member, bytes);
+    return pllm_vmm_ask(pool, missing, minimum, a->deadline_ns);
+}
+
+/* Own unused pages, if it is the model's own limit that is in the way, else anybody's; then what
+ * others can spare. */
+static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full, attempt *a)
 {
     uint64_t held = pllm_budget_charged(pool->member), freed;
     uint64_t room = held < pool->limit_bytes ? pool->limit_bytes - held : 0;
@@ -187,6 +223,7 @@ static int make_room(pllm_vmm_pool *pool, uint64_t bytes, int full)
     } else {
         pthread_mutex_unlock(&pool->lock);
         freed = pllm_vmm_reclaim(pool->vmm, pool, bytes, full);
+        if (freed == 0) freed = ask(pool, bytes, full, a) != 0;
         pthread_mutex_lock(&pool->lock);
     }
     return freed > 0 ? PLLM_OK : no_room(pool, bytes, full);
@@ -224,16 +261,18 @@ static int clear(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
 int pllm_vmm_pool_back(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes)
 {
     uint32_t page_first = first_page(pool, offset), page_end = end_page(pool, offset + bytes);
-    for (uint32_t count; (count = missing(pool, page_first, page_end)) > 0;) {
+    attempt a = {0};
+    int full, status = PLLM_OK;
+    for (uint32_t count; (count = missing(pool, page_first, page_end)) > 0 && status == PLLM_OK;) {
         if (pool->mapping) {
             wait_for_mapper(pool);
             continue;
         }
-        int full, status = map_pages(pool, page_first, page_end, 0, &full);
-        if (status == PLLM_ENODEVMEM) status = make_room(pool, count * pool->page_bytes, full);
-        if (status < 0) return status;
+        status = map_pages(pool, page_first, page_end, 0, &full);
+        if (status == PLLM_ENODEVMEM) status = make_room(pool, count * pool->page_bytes, full, &a);
     }
-    return clear(pool, offset, bytes);
+    pllm_budget_unclaim(&a.claim);
+    return status < 0 ? status : clear(pool, offset, bytes);
 }
 
 int pllm_vmm_pool_place(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes, pllm_span_kind kind)

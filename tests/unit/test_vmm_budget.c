@@ -128,6 +128,47 @@ typedef struct charger {
     int broke;
 } charger;
 
+static void claims_come_first(void **state)
+{
+    (void)state;
+    pllm_budget *budget = open_budget(100);
+    pllm_budget_member *low = join(budget, 0, 100), *high = join(budget, 0, 100);
+    pllm_budget_member *own = join(budget, 10, 100);
+    pllm_budget_claim claim = {0}, second;
+    pllm_budget_unclaim(&claim); /* nothing was claimed */
+    pllm_budget_member_priority(high, 1);
+    assert_int_equal(pllm_budget_charge(low, 80), PLLM_OK);
+    assert_int_equal(pllm_budget_short(high, 10), 0);
+    assert_int_equal(pllm_budget_short(high, 40), 30);
+    assert_int_equal(pllm_budget_short(high, UINT64_MAX), UINT64_MAX - 10);
+    pllm_budget_claim_make(&claim, high, 40);
+    pllm_budget_credit(low, 35);
+    assert_int_equal(pllm_budget_charge(low, 6), PLLM_ENODEVMEM);
+    assert_int_equal(pllm_budget_short(low, 6), 1);
+    assert_int_equal(pllm_budget_charge(low, 5), PLLM_OK);
+    assert_int_equal(pllm_budget_charge(own, 11), PLLM_ENODEVMEM);
+    assert_true(pllm_budget_is_minimum(own, 10) && !pllm_budget_is_minimum(own, 11));
+    assert_int_equal(pllm_budget_charge(own, 10), PLLM_OK); /* its minimum */
+    assert_int_equal(pllm_budget_charge(high, 40), PLLM_OK);
+    pllm_budget_unclaim(&claim);
+    pllm_budget_credit(low, 20);
+    pllm_budget_claim_make(&claim, low, 20); /* who is lower waits for what is left */
+    pllm_budget_claim_make(&second, high, 1);
+    assert_int_equal(pllm_budget_charge(high, 20), PLLM_OK);
+    pllm_budget_unclaim(&claim);
+    pllm_budget_unclaim(&second);
+    assert_int_equal(pllm_budget_member_loan(own, 0), 0);
+    assert_int_equal(pllm_budget_member_loan(low, 25), 5);
+    assert_int_equal(pllm_budget_set_limit(budget, 90), PLLM_OK);
+    assert_int_equal(pllm_budget_over(budget), 10);
+    assert_int_equal(pllm_budget_member_set(low, 0, 28), PLLM_OK);
+    assert_int_equal(pllm_budget_member_over(low), 2);
+    leave(low);
+    leave(high);
+    leave(own);
+    pllm_budget_close(budget);
+}
+
 static void *charge_and_credit(void *argument)
 {
     charger *self = argument;
@@ -182,6 +223,7 @@ int main(void)
         cmocka_unit_test(limits_move_while_charged),
         cmocka_unit_test(a_minimum_works_while_another_member_is_over),
         cmocka_unit_test(huge_numbers_do_not_wrap),
+        cmocka_unit_test(claims_come_first),
         cmocka_unit_test(threads_keep_the_limit_and_their_minimums),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
