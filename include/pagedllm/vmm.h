@@ -244,16 +244,19 @@ typedef struct pllm_vmm_share {
 /* Descriptors for the pages behind an allocated range; the caller passes them on and closes them.
  * Whole pages are shown, with what else is in them. read_only: on the host device they can't be
  * mapped writable; on CUDA it is the importer who obeys. An exported page is never used again once
- * it is freed: its memory is gone when the last importer closes. Errors: EINVAL (not allocated;
- * descriptor_max is less than share_out->page_count, which is filled in), EUNSUPPORTED, EDEVICE;
- * then no descriptor is open. */
+ * it is freed: its memory is gone when the last importer closes. It is charged, to the limit and in
+ * the ledger, until it is freed here, not until then: a descriptor does not tell who else has it.
+ * So free it once its importers have closed; a program whose importers may outlive it tells the
+ * ledger who they are as a member of its own (pllm_ledger_hold).
+ * Errors: EINVAL (not allocated; descriptor_max is less than share_out->page_count, which is filled
+ * in), EUNSUPPORTED, EDEVICE; then no descriptor is open. */
 PLLM_API int pllm_vmm_export(pllm_vmm_pool *pool, uint64_t offset, uint64_t bytes,
                              uint32_t read_only, pllm_vmm_share *share_out, int *descriptors,
                              uint32_t descriptor_max);
 
 typedef struct pllm_vmm_import pllm_vmm_import;
-/* Maps an exported range, in one piece; it counts against its exporter's limit. Descriptors stay
- * the caller's. Errors: EINVAL, ENOMEM, EDEVICE; then *import_out is NULL. */
+/* Maps an exported range, in one piece; it counts against its exporter's limit, until that frees
+ * it. Descriptors stay the caller's. Errors: EINVAL, ENOMEM, EDEVICE; then *import_out is NULL. */
 PLLM_API int pllm_vmm_import_open(const pllm_context *context, pllm_device *device,
                                   const pllm_vmm_share *share, const int *descriptors,
                                   uint32_t read_only, pllm_vmm_import **import_out);
