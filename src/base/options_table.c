@@ -240,10 +240,11 @@ const pllm_option pllm_options[] = {
          "host memory for blocks that left the device; on a GPU it is pinned, and all of it when "
          "opening if a size is given; streamed weights lie beside it; store serve: for sealed "
          "tensors that made way, of each device: half the machine's if not given, 0 for none"),
-    STRING(nvme_path, MODELS, "DIR", NULL,
+    STRING(nvme_path, MODELS | ON(SERVE), "DIR", NULL,
            "folder of the spill file; ~/.cache/pagedllm if only --nvme-size is given"),
-    SIZE(nvme_size, NULL, MODELS, "0", 0, 0,
-         "size of the spill file; 0: none, but with --nvme-path what the context needs"),
+    SIZE(nvme_size, NULL, MODELS | ON(SERVE), "0", 0, 0,
+         "size of the spill file; 0: none, but with --nvme-path what the context needs; store "
+         "serve: of each device's, for tensors that --host-memory has no room for"),
     SIZE(page_size, NULL, MODELS, "2MiB", 64 * KIB, GIB,
          "bytes of a page of bench tensor, 4MiB if it is larger than --vram-limit; refused "
          "elsewhere: KV pages are blocks of 32 tokens, "

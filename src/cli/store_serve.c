@@ -132,6 +132,10 @@ static int server_open(serving *s)
 {
     const pllm_settings *settings = s->cli->settings;
     pllm_store_served served[PLLM_LIST_MAX] = {{0}};
+    if (settings->nvme_path && settings->nvme_size == 0)
+        return pllm_fail(PLLM_EINVAL, 0,
+                         "--nvme-path needs --nvme-size here: how much of that "
+                         "folder's disk spilled tensors may take");
     for (uint32_t i = 0; i < s->device_count; i++)
         served[i] =
             (pllm_store_served){.device = s->devices[i].device, .budget = s->devices[i].budget};
@@ -147,6 +151,8 @@ static int server_open(serving *s)
         .spilled_bytes_max = settings->host_memory == PLLM_SIZE_UNLIMITED
                                  ? pllm_machine_total_bytes() / 2
                                  : settings->host_memory,
+        .disk_bytes = or_none(settings->nvme_size),
+        .disk_folder = settings->nvme_path,
         .legacy_bytes_max = settings->legacy_memory,
         .legacy = settings->legacy_memory > 0,
     };

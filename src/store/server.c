@@ -100,7 +100,9 @@ static int device_open(pllm_store_server *server, const pllm_store_served *wante
     pllm_store_memory_options options = {.struct_bytes = sizeof options,
                                          .legacy_bytes_max = server->options.legacy_bytes_max,
                                          .ready_bytes = server->options.ready_bytes,
-                                         .spilled_bytes_max = server->options.spilled_bytes_max};
+                                         .spilled_bytes_max = server->options.spilled_bytes_max,
+                                         .disk_bytes = server->options.disk_bytes,
+                                         .disk_folder = server->options.disk_folder};
     status = pllm_store_memory_open(server->context, device->device, device->member, &options,
                                     &device->memory);
     if (status == PLLM_OK) pllm_store_memory_prepare(device->memory);

@@ -61,6 +61,8 @@ typedef struct pllm_store_server_options {
     uint64_t bytes_per_user_max;        /* 0: no limit */
     uint64_t ready_bytes;               /* kept exported and zeroed beforehand, each device */
     uint64_t spilled_bytes_max;         /* host memory, each device; 0: nothing is spilled */
+    uint64_t disk_bytes;                /* of a spill file behind it, each device; 0: none */
+    const char *disk_folder;            /* of that file; NULL: the usual one (disk.h) */
     uint64_t legacy_bytes_max;          /* of slabs for legacy tensors, each device; 0: none */
     uint32_t legacy;                    /* 1: legacy tensors, where a device has them */
     uint32_t hello_ms;                  /* one that has not said HELLO goes; 0: 5,000 */

@@ -208,6 +208,20 @@ class Store(StoreTest):
         self.assertEqual(self.names(), [])
         self.stop(again)
 
+    def test_what_host_memory_has_no_room_for_goes_to_disk(self):
+        folder = os.path.dirname(self.path("x"))
+        daemon = self.serve("--redis", "none", "--vram-limit", "12MiB", "--ready", "0",
+                            "--host-memory", "1MiB", "--nvme-path", folder, "--nvme-size", "32MiB")
+        data = {f"t{i}": os.urandom(8 << 20) for i in range(3)}
+        for name, content in data.items():
+            self.store("put", self.write("in.npy", npy((8 << 20,), "|u1", content)), name,
+                       "--seal")
+        for name, content in data.items():
+            self.store("get", name, self.path("out.npy"))
+            self.assertEqual(read_npy(self.read("out.npy"))[2], content)
+        self.stop(daemon)
+        self.refuse_store("serve", "--nvme-path", folder, words=("--nvme-size",))
+
     def test_under_pressure_sealed_tensors_move_to_host_memory(self):
         daemon = self.serve("--redis", "none", "--vram-limit", "24MiB", "--ready", "0")
         data = {f"t{i}": os.urandom(8 << 20) for i in range(5)}

@@ -15,6 +15,7 @@
 #include "failing_context.h"
 #include "store/memory.h"
 #include "store_moves.h"
+#include "tier/disk_sim.h"
 #include "../fake/fake_cuda.h"
 
 #define MEBI ((uint64_t)1 << 20)
@@ -520,6 +521,58 @@ static void spilled_bytes_come_back(void **state)
     pllm_store_memory_close(memory);
 }
 
+/* What host memory has no room for goes to disk, and comes back; a bit that the disk changed costs
+ * its own tensor, which stays spilled and says ECORRUPT, until the disk returns what was written.
+ */
+static void disk_takes_what_is_too_much(void **state)
+{
+    fixture *f = *state;
+    for (int spoiled = 0; spoiled < 2; spoiled++) {
+        pllm_store_memory_options options = {.struct_bytes = sizeof options,
+                                             .spilled_bytes_max = 1 * MEBI,
+                                             .disk_bytes = 16 * MEBI,
+                                             .disk_folder = PLLM_BINARY_DIR};
+        pllm_sim_disk_options sim = {
+            .struct_bytes = sizeof sim, .bytes = 16 * MEBI, .seed = 3, .latency_ns_max = 1000};
+        pllm_faulty_disk_options none = pllm_faulty_disk_none();
+        pllm_disk *inner;
+        if (spoiled) {
+            assert_int_equal(pllm_disk_open_sim(&f->memory.context, &sim, &inner), PLLM_OK);
+            assert_int_equal(pllm_disk_open_faulty(&f->memory.context, inner, &none, &options.disk),
+                             PLLM_OK);
+        }
+        pllm_store_memory *memory;
+        assert_int_equal(
+            pllm_store_memory_open(&f->memory.context, f->device, f->member, &options, &memory),
+            PLLM_OK);
+        const uint64_t sizes[] = {3 * MEBI, 5 * MEBI + 7};
+        pllm_store_block *blocks[2];
+        for (uint8_t i = 0; i < 2; i++) {
+            blocks[i] = create(memory, sizes[i], 0, &ann);
+            put(memory, blocks[i], sizes[i], (uint8_t)(30 + i));
+            assert_int_equal(spill_now(memory, blocks[i]), PLLM_OK);
+        }
+        assert_int_equal(stats_of(memory).disk_pages, 2 * 16 + 5 * 16 + 1);
+        pllm_store_block *large = create(memory, 12 * MEBI, 0, &ann);
+        assert_int_equal(spill_now(memory, large), PLLM_ELIMIT);
+        if (spoiled) {
+            pllm_faulty_disk_options *faults = pllm_faulty_disk_options_of(options.disk);
+            faults->corrupt_permille = 1000;
+            assert_int_equal(restore_now(memory, blocks[0]), PLLM_ECORRUPT);
+            assert_int_equal(layout_of(blocks[0]).spilled, 1);
+            faults->corrupt_permille = 0;
+        }
+        for (uint8_t i = 0; i < 2; i++) {
+            assert_int_equal(restore_now(memory, blocks[i]), PLLM_OK);
+            expect(memory, blocks[i], sizes[i], (uint8_t)(30 + i));
+            pllm_store_memory_free(memory, blocks[i], 0);
+        }
+        assert_int_equal(stats_of(memory).disk_pages, 0);
+        pllm_store_memory_free(memory, large, 0);
+        pllm_store_memory_close(memory);
+    }
+}
+
 /* ---- adopting ---- */
 
 typedef struct offer { /* what a client has of a tensor when its daemon is gone */
@@ -726,6 +779,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(legacy_tensors_lie_in_slabs_of_one_owner, setup,           \
                                         teardown),                                                 \
         cmocka_unit_test_setup_teardown(spilled_bytes_come_back, setup, teardown),                 \
+        cmocka_unit_test_setup_teardown(disk_takes_what_is_too_much, setup, teardown),             \
         cmocka_unit_test_setup_teardown(a_new_daemon_takes_over_what_clients_hold, setup,          \
                                         teardown),                                                 \
         cmocka_unit_test_setup_teardown(random_lives_keep_their_bytes, setup, teardown)

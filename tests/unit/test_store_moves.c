@@ -126,6 +126,13 @@ static void until_waiting(moves *m, uint32_t count)
     while (store_rig_stats(&m->rig).waiting_count != count) assert_true(pllm_clock_ns() < deadline);
 }
 
+/* Until nothing moves: a create may be answered before the last of what went for it has gone. */
+static void until_still(moves *m)
+{
+    uint64_t deadline = pllm_clock_ns() + 5000000000u;
+    while (store_rig_stats(&m->rig).moving_count) assert_true(pllm_clock_ns() < deadline);
+}
+
 static uint32_t state_of(moves *m, const char *name)
 {
     assert_int_equal(store_name(&m->third, PLLM_WIRE_STAT, name, 0, NULL), PLLM_OK);
@@ -173,6 +180,7 @@ static void a_move_holds_nobody_up(void **state)
     atomic_store(&gate_shut, 0);
     assert_int_equal(store_answer(&m.talk), PLLM_OK);
     pllm_wire_info big = m.talk.answer.tensor.info;
+    until_still(&m);
     assert_int_equal(state_of(&m, "aa"), PLLM_STORE_STATE_SPILLED);
     assert_int_equal(store_shut(&m.talk, big.slot, big.generation, 1), PLLM_OK);
     assert_int_equal(store_unmapped(&m.talk, big.slot, big.generation), PLLM_OK);
