@@ -185,7 +185,7 @@ static void *push_around(void *user)
 {
     bully *b = user;
     for (uint32_t i = 1; !atomic_load(&b->stops); i++) {
-        uint64_t bytes = (i % 13 + 1) * MB;
+        uint64_t bytes = (i % 26 + 1) * MB / 2;
         if (pllm_ledger_charge(b->member, bytes) == PLLM_OK) {
             b->had++;
             usleep(500);
@@ -208,8 +208,13 @@ static void a_busy_engine_gives_back_between_passes(void **state)
     talk_open(&low, &options);
     bully b = {.member = join("high", 1)};
     pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, push_around, &b), 0);
     talk_begin(&low);
+    assert_int_equal(pthread_create(&thread, NULL, push_around, &b), 0);
+    /* Idle, it has more than its minimum, and gives it back; then every pass has to fight for it.
+     */
+    for (uint64_t end = pllm_clock_ns() + 10000000000u;
+         info_of("low").given_back_bytes == 0 && pllm_clock_ns() < end;)
+        usleep(500);
     talk_on(&low, ROUNDS);
     atomic_store(&b.stops, 1);
     assert_int_equal(pthread_join(thread, NULL), 0);
