@@ -104,6 +104,7 @@ static void wake(pllm_store_server *server, uint32_t match, uint32_t device, uin
     for (uint32_t i = 0; i < count; i++) {
         uint32_t index = server->waiting[i];
         client *c = &server->clients[index];
+        if (!c->waiting) continue; /* it was dropped by what another's message did */
         if (match == MATCH_SLOT ? c->wait.slot != slot
                                 : c->wait.room_bytes == 0 || c->wait.device != device) {
             server->waiting[server->waiting_count++] = index;
