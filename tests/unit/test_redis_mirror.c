@@ -556,26 +556,27 @@ static void test_refuses_to_talk(void **state)
 /* ---- a Redis that is none ---- */
 
 typedef struct liar {
-    int listen_fd, what;
+    int listen_fd;
+    int what; /* what it is like; atomic, as heard is: its connections have threads */
     pthread_t thread;
     uint32_t heard; /* commands */
 } liar;
 
 /* What it says to a command; NULL: it hangs up. */
-static const char *lie(const liar *l, const char *name)
+static const char *lie(int what, const char *name)
 {
     static const char sha[] = "$40\r\n0123456789012345678901234567890123456789\r\n";
-    if (l->what == 0) return "-MOVED 3999 127.0.0.1:6381\r\n";
-    if (l->what == 1) return "@@ no protocol at all\r\n";
+    if (what == 0) return "-MOVED 3999 127.0.0.1:6381\r\n";
+    if (what == 1) return "@@ no protocol at all\r\n";
     if (!strcmp(name, "PING")) return "+PONG\r\n";
     if (!strcmp(name, "SCRIPT")) return sha;
-    if (!strcmp(name, "BLPOP")) return l->what == 2 ? NULL : "*2\r\n:1\r\n:2\r\n";
+    if (!strcmp(name, "BLPOP")) return what == 2 ? NULL : "*2\r\n:1\r\n:2\r\n";
     if (!strcmp(name, "SET")) return "+OK\r\n";
-    if (l->what == 2) return NULL; /* in the middle of what was sent together */
+    if (what == 2) return NULL; /* in the middle of what was sent together */
     if (!strcmp(name, "SCAN"))
-        return l->what == 3 ? "*2\r\n$-1\r\n*1\r\n$-1\r\n" : "*2\r\n$1\r\n0\r\n*1\r\n*0\r\n";
+        return what == 3 ? "*2\r\n$-1\r\n*1\r\n$-1\r\n" : "*2\r\n$1\r\n0\r\n*1\r\n*0\r\n";
     if (!strcmp(name, "GET")) return "*0\r\n";
-    return l->what == 3 ? "$-1\r\n" : "-LOADING Redis is loading the dataset in memory\r\n";
+    return what == 3 ? "$-1\r\n" : "-LOADING Redis is loading the dataset in memory\r\n";
 }
 
 /* The next command of a connection, its name; NULL: it hung up. */
@@ -606,7 +607,7 @@ static void *liar_talk(void *argument)
     char name[32] = "";
     FILE *from = fdopen(to->fd, "r");
     while (from && liar_read(from, name)) {
-        const char *says = lie(to->l, name);
+        const char *says = lie(__atomic_load_n(&to->l->what, __ATOMIC_RELAXED), name);
         __atomic_fetch_add(&to->l->heard, 1, __ATOMIC_RELAXED);
         if (!strcmp(name, "BLPOP")) poll(NULL, 0, 20);
         if (!says || send(to->fd, says, strlen(says), MSG_NOSIGNAL) < 0) break;
@@ -646,7 +647,7 @@ static void test_no_redis(void **state)
     assert_int_equal(pthread_create(&l.thread, NULL, liar_listen, &l), 0);
     for (int what = 0; what < 5; what++) {
         daemon_stop();
-        l.what = what;
+        __atomic_store_n(&l.what, what, __ATOMIC_RELAXED);
         __atomic_store_n(&l.heard, 0, __ATOMIC_RELAXED);
         mirror_address = address;
         daemon_start();
