@@ -530,6 +530,7 @@ static void another_process_gets_a_cache(void **state)
 
 int main(void)
 {
+    alarm(120); /* who asks in vain for ever fails */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(another_process_gets_a_cache), /* it forks: first */
         ON_BOTH(the_lowest_gives_first),
