@@ -141,20 +141,6 @@ static void clean(world *w)
     w->device->ops->stream_close(w->device, w->stream);
 }
 
-static int open_sim(const pllm_context *context, pllm_device **inner)
-{
-    pllm_sim_device_options options = {
-        .struct_bytes = sizeof options, .capacity_bytes = 64 * PAGE, .latency_ns_max = 50};
-    return pllm_device_open_sim(context, &options, inner);
-}
-
-static int open_host(const pllm_context *context, pllm_device **inner)
-{
-    pllm_host_device_options options = {.struct_bytes = sizeof options,
-                                        .capacity_bytes = 64 * PAGE};
-    return pllm_device_open_host(context, &options, inner);
-}
-
 static void run_all(fault_run *run)
 {
     world w = {.run = run, .context = run->context, .device = run->device};
@@ -163,12 +149,12 @@ static void run_all(fault_run *run)
 }
 
 static const fault_scenario on_sim = {.name = "sim",
-                                      .open = open_sim,
+                                      .open = fault_open_sim,
                                       .run = run_all,
                                       .device_floor = DEVICE_FLOOR,
                                       .allocation_floor = ALLOCATION_FLOOR},
                             on_host = {.name = "host",
-                                       .open = open_host,
+                                       .open = fault_open_host,
                                        .run = run_all,
                                        .device_floor = DEVICE_FLOOR,
                                        .allocation_floor = ALLOCATION_FLOOR};

@@ -7,6 +7,22 @@
 #include <cmocka.h>
 #include "fault_rig.h"
 
+#define CAPACITY_BYTES ((uint64_t)4 << 20)
+
+int fault_open_sim(const pllm_context *context, pllm_device **inner)
+{
+    pllm_sim_device_options options = {
+        .struct_bytes = sizeof options, .capacity_bytes = CAPACITY_BYTES, .latency_ns_max = 50};
+    return pllm_device_open_sim(context, &options, inner);
+}
+
+int fault_open_host(const pllm_context *context, pllm_device **inner)
+{
+    pllm_host_device_options options = {.struct_bytes = sizeof options,
+                                        .capacity_bytes = CAPACITY_BYTES};
+    return pllm_device_open_host(context, &options, inner);
+}
+
 static uint32_t descriptors_open(void)
 {
     uint32_t count = 0;

@@ -29,6 +29,10 @@ typedef struct fault_scenario {
     uint64_t allocation_floor;
 } fault_scenario;
 
+/* For `open`: the two devices that need no driver, with 4 MiB. */
+int fault_open_sim(const pllm_context *context, pllm_device **inner);
+int fault_open_host(const pllm_context *context, pllm_device **inner);
+
 /* fail_async: a failed copy is told by its event (device.h). */
 void fault_each_device_call(const fault_scenario *scenario, uint32_t fail_async);
 void fault_each_allocation(const fault_scenario *scenario);
